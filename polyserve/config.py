@@ -1,0 +1,66 @@
+"""What an engine and a server are told at their start: frozen values, each field with its help and its check.
+
+The command line derives its flags from these dataclasses (`polyserve.cli.options`): a field `max_model_len` is the flag
+`--max-model-len`, its metadata is the help, and its check runs here, so that option, default, help and check exist once.
+Flag spellings follow vLLM's where a flag means the same.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+DTYPES = ("bfloat16", "float32", "float16")
+
+
+def option(default: Any, help: str, *, choices: tuple[str, ...] | None = None) -> Any:
+    """A dataclass field that the command line can show as a flag."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """One engine: which model, in which numbers, with how much memory and how large a step."""
+
+    model: str = option("smollm2", "a folder, a .gguf file, smollm2, gemma3-270m, or a Hugging Face id with @revision")
+    dtype: str = option("bfloat16", "dtype of weights and cache; the residual stream is always fp32", choices=DTYPES)
+    max_model_len: int | None = option(None, "longest sequence in tokens, prompt and answer; default: the model's own limit")
+    max_num_seqs: int = option(64, "most sequences that compute in one step")
+    max_num_batched_tokens: int = option(512, "most tokens that one step computes; longer prompts go in chunks")
+    block_size: int = option(16, "tokens in one block of the KV cache; divides 128")
+    kv_cache_memory_bytes: int | None = option(None, "memory of the KV cache; default: 1 GiB, or one longest sequence if that is more")
+    enable_prefix_caching: bool = option(True, "reuse the keys and values of prompts that begin alike")
+    backend: str | None = option(None, "kernels to use; default: the best one for the device", choices=("reference",))
+    threads: int | None = option(None, "CPU threads of the engine; default: the cores this process may use")
+
+    def __post_init__(self) -> None:
+        _check_choices(self, "dtype", DTYPES)
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.block_size < 1 or 128 % self.block_size:
+            raise ValueError(f"block_size must divide 128 (the key tile), got {self.block_size}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Where a server listens and under which name it answers."""
+
+    host: str = option("127.0.0.1", "address of both servers")
+    port: int = option(8000, "HTTP port; 0 takes a free one")
+    grpc_port: int = option(50051, "gRPC port; 0 takes a free one")
+    served_model_name: str | None = option(None, "the name clients use; default: the model as it was given")
+    chat_template: str | None = option(None, "a jinja file, or polylm-base, polylm-multialpaca, polylm-chat; default: the checkpoint's")
+    max_logprobs: int = option(20, "most alternatives a request may ask for at each token")
+    log_level: str = option("info", "least important lines to log", choices=("debug", "info", "warning", "error"))
+
+    def __post_init__(self) -> None:
+        _check_choices(self, "log_level", ("debug", "info", "warning", "error"))
+        for name in ("port", "grpc_port"):
+            if not 0 <= getattr(self, name) <= 65535:
+                raise ValueError(f"{name} must be between 0 and 65535, got {getattr(self, name)}")
+
+
+def _check_choices(config: object, name: str, choices: tuple[str, ...]) -> None:
+    value = getattr(config, name)
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

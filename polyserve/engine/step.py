@@ -1,0 +1,69 @@
+"""A Step is what the scheduler decided; a StepResult is what the runner answered. Both are frozen values of integers and lists.
+
+A Step carries only what changed, so that it prints, saves, replays in a test, and can be broadcast to ranks; the runner keeps what it
+was told before. It may name a token that is not known yet: the token at a chunk's `start` can be the one the previous step sampled.
+"""
+
+from dataclasses import dataclass, field
+
+from polyserve.request import TokenLogprob
+from polyserve.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class NewSequence:
+    """A sequence that the runner does not know, or forgot when it was preempted: everything there is to know about it."""
+
+    seq_id: int
+    tokens: list[int]  # prompt, then what was sampled before a preemption
+    prompt_len: int
+    choice: int
+    params: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Compute tokens [start, start + num_tokens) of one sequence, after `block_table[first_block:] = blocks`."""
+
+    seq_id: int
+    start: int
+    num_tokens: int
+    first_block: int
+    blocks: list[int]
+    samples: bool  # the chunk ends at the last known token: draw the next one
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`released` are forgotten first, then `admitted` are learned, then blocks are copied, then the chunks are computed."""
+
+    chunks: list[Chunk]
+    admitted: list[NewSequence] = field(default_factory=list)
+    released: list[int] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)  # (source block, destination block)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(chunk.num_tokens for chunk in self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    seq_id: int
+    token_id: int
+    logprob: TokenLogprob | None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Log-probabilities of the prompt tokens [start, start + len(entries)) of one sequence."""
+
+    seq_id: int
+    start: int
+    entries: list[TokenLogprob]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    sampled: list[Sampled]
+    prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)

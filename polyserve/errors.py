@@ -1,0 +1,75 @@
+"""Every error that a user can meet, and the one table that turns it into an HTTP status, a gRPC code and OpenAI's `type`.
+
+A request's fault is one of these and never ends the engine loop. A bad argument of our own caller is a `ValueError`, a broken
+invariant of ours an `assert`.
+"""
+
+from dataclasses import dataclass
+
+
+class PolyServeError(Exception):
+    """`message` is written for the person who sent the request; `param` names the field at fault; `code` is a stable word for programs."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+
+
+class InvalidRequest(PolyServeError):
+    """The request can never succeed as it is: a field is malformed, unsupported or out of range."""
+
+
+class ModelNotFound(PolyServeError):
+    """The request names a model that this server does not serve."""
+
+
+class Overloaded(PolyServeError):
+    """The server holds as much as it may; the same request can succeed later."""
+
+
+class DeadlineExceeded(PolyServeError):
+    """The time that the client gave is over."""
+
+
+class Cancelled(PolyServeError):
+    """The client went away or cancelled."""
+
+
+class EngineDead(PolyServeError):
+    """The engine process ended while this request was in it, or before."""
+
+
+class InternalError(PolyServeError):
+    """A fault of the server. The message says nothing about its insides."""
+
+
+class ModelLoadError(PolyServeError):
+    """A checkpoint is damaged, truncated, foreign or missing. The command line prints the message alone and exits with 2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How one kind of error looks from outside: HTTP status, name of the `grpc.StatusCode`, and `error.type` of OpenAI's error object."""
+
+    http: int
+    grpc: str
+    openai_type: str
+
+
+_STATUS: dict[type[PolyServeError], Status] = {
+    InvalidRequest: Status(400, "INVALID_ARGUMENT", "invalid_request_error"),
+    ModelNotFound: Status(404, "NOT_FOUND", "not_found_error"),
+    Overloaded: Status(429, "RESOURCE_EXHAUSTED", "rate_limit_error"),
+    DeadlineExceeded: Status(504, "DEADLINE_EXCEEDED", "timeout_error"),
+    Cancelled: Status(499, "CANCELLED", "cancelled_error"),
+    EngineDead: Status(503, "UNAVAILABLE", "service_unavailable_error"),
+    InternalError: Status(500, "INTERNAL", "internal_error"),
+    ModelLoadError: Status(500, "INTERNAL", "internal_error"),
+}
+
+
+def status_of(error: PolyServeError) -> Status:
+    """The row of the table for this error's class."""
+    return _STATUS[type(error)]
