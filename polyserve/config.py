@@ -12,8 +12,11 @@ DTYPES = ("bfloat16", "float32", "float16")
 
 
 def option(default: Any, help: str, *, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field that the command line can show as a flag."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+    """A dataclass field that the command line can show as a flag. A list or dict is a default that every value gets its own copy of."""
+    metadata = {"help": help, "choices": choices}
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,14 +1,20 @@
-"""What crosses the engine's door, in both directions: plain frozen values of integers, the same in this process and over the socket.
+"""What crosses the engine's door, in both directions: plain frozen values of integers, here and over the socket.
 
 Request          what a client asked, as token ids; it is served by `params.n` sequences, its choices 0 to n - 1
 SequenceOutput   what one step brought for one of them
-Token ids only: text belongs to `polyserve.output`.
+Token ids only: text belongs to `polyserve.output`. Every Request is made by `admit`, in the front of a server and in
+`LLM` alike, so that a missing seed is drawn once and stays with the request wherever it is sent.
 """
 
-from dataclasses import dataclass, field
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from polyserve.errors import InvalidRequest
 from polyserve.sampling_params import SamplingParams
+
+SEED_BITS = 63  # a drawn seed is one that a client could have given, so that an answer can be asked for again
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -17,15 +23,15 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 class Request:
     request_id: str  # unique among live requests
     prompt_ids: list[int]
-    params: SamplingParams  # the seed is set: `admit` draws a missing one
+    params: SamplingParams  # the seed is set
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One position: the token that stands there, its log-probability, and the most likely tokens with theirs, best first.
+    """One position: the token that stands there, its log-probability, and the most likely tokens with theirs.
 
-    `top_ids` holds as many as were asked for; the token itself is in it only if it is one of them. Equal floats are equal bits:
-    the token's own value and its value in `top_logprobs` are the same number.
+    `top_ids` holds as many as were asked for, best first; the token itself is in it only if it is one of them, and then
+    its value in `top_logprobs` is the same number.
     """
 
     token_id: int
@@ -44,6 +50,43 @@ class SequenceOutput:
     logprobs: list[TokenLogprob] | None = None  # one for each of token_ids, if asked for
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None  # the stop token's id, if one other than the model's end of sequence ended it
-    prompt_logprobs: list[TokenLogprob | None] | None = None  # whole prompt at once, with the first output of choice 0; entry 0 is None
+    prompt_logprobs: list[TokenLogprob | None] | None = (
+        None  # whole prompt, with choice 0's first output; entry 0 is None
+    )
     num_cached_tokens: int = 0  # prompt tokens whose keys and values came from the prefix cache
     error: str | None = None  # with finish_reason "error": what to tell the client
+
+
+def draw_seed() -> int:
+    """A seed for a request that brought none: 0 to 2**63 - 1, from the operating system's randomness."""
+    return secrets.randbits(SEED_BITS)
+
+
+def admit(request_id: str, prompt_ids: Sequence[int], params: SamplingParams) -> Request:
+    """The Request for a prompt that has been checked, with its seed."""
+    if params.seed is None:
+        params = replace(params, seed=draw_seed())
+    return Request(request_id, list(prompt_ids), params)
+
+
+def check_request(
+    prompt_ids: Sequence[int], params: SamplingParams, *, vocab_size: int, max_model_len: int, max_logprobs: int
+) -> None:
+    """Raise InvalidRequest if a model of this vocabulary and this length can never serve the request."""
+    if not prompt_ids:
+        raise InvalidRequest("the prompt must have at least one token, got none", param="prompt")
+    if min(prompt_ids) < 0 or max(prompt_ids) >= vocab_size:
+        wrong = next(token_id for token_id in prompt_ids if not 0 <= token_id < vocab_size)
+        raise InvalidRequest(
+            f"the prompt holds token id {wrong}; this model's ids are 0 to {vocab_size - 1}", param="prompt"
+        )
+    params.check_against(vocab_size=vocab_size, max_logprobs=max_logprobs)
+    num_answer = 0 if params.max_tokens == 0 else max(1, params.min_tokens)
+    too_many = len(prompt_ids) + num_answer - max_model_len
+    if too_many > 0:
+        answer = f" and needs {num_answer} more for its answer" if num_answer else ""
+        raise InvalidRequest(
+            f"the prompt has {len(prompt_ids)} tokens{answer}; this model takes {max_model_len}: {too_many} too many",
+            param="prompt",
+            code="context_length_exceeded",
+        )

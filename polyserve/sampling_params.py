@@ -5,12 +5,13 @@ Order, for one token   logits -> repetition penalty -> frequency and presence pe
 Log-probabilities that are reported are the model's own: before any of these.
 """
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from polyserve.config import option
 from polyserve.errors import InvalidRequest
 
 MAX_SEED = 2**63 - 1
+MAX_COUNT = 2**31 - 1  # of tokens, or a rank among them
 MAX_CHOICES = 128
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 1024
@@ -20,37 +21,37 @@ MAX_STOP_CHARACTERS = 1024
 class SamplingParams:
     """Every field has an effect. Raises InvalidRequest, naming the field, if a value is out of range."""
 
-    n: int = 1  # choices for one prompt; choice i uses the random numbers (seed, i, position)
-    max_tokens: int | None = 16  # None: as many as the model's length allows
-    min_tokens: int = 0  # stop tokens are impossible before this many, and stop strings are not looked for
-    temperature: float = 1.0  # 0 is greedy
-    top_k: int = 0  # 0 or -1: no limit
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0  # over prompt and answer
-    frequency_penalty: float = 0.0  # over the answer
-    presence_penalty: float = 0.0  # over the answer
-    logit_bias: dict[int, float] = field(default_factory=dict)
-    allowed_token_ids: list[int] | None = None
-    seed: int | None = None  # None: drawn when the request is admitted, and kept with it
-    stop: list[str] = field(default_factory=list)
-    include_stop_str_in_output: bool = False
-    stop_token_ids: list[int] = field(default_factory=list)
-    ignore_eos: bool = False
-    logprobs: int | None = None  # None: none; k: the chosen token's and the k most likely ones'
-    prompt_logprobs: int | None = None
-    skip_special_tokens: bool = True
+    n: int = option(1, "choices for one prompt; choice i uses the random numbers (seed, i, position)")
+    max_tokens: int | None = option(16, "most tokens of an answer; none: as many as the model's length allows")
+    min_tokens: int = option(0, "stop tokens are impossible before this many, and stop strings are not looked for")
+    temperature: float = option(1.0, "0 is greedy")
+    top_k: int = option(0, "keep this many of the likeliest tokens; 0 or -1: no limit")
+    top_p: float = option(1.0, "keep the likeliest tokens that together have this probability")
+    min_p: float = option(0.0, "drop tokens less likely than this share of the likeliest one's probability")
+    typical_p: float = option(1.0, "keep the tokens nearest the expected surprise that together have this probability")
+    repetition_penalty: float = option(1.0, "over prompt and answer")
+    frequency_penalty: float = option(0.0, "over the answer, for each time a token came")
+    presence_penalty: float = option(0.0, "over the answer, once for a token that came")
+    logit_bias: dict[int, float] = option({}, "added to the logits of these token ids")
+    allowed_token_ids: list[int] | None = option(None, "nothing but these token ids")
+    seed: int | None = option(None, "of the random numbers; a missing one is drawn when the request is admitted, and kept with it")
+    stop: list[str] = option([], "strings that end the answer")
+    include_stop_str_in_output: bool = option(False, "leave the stop string in the text")
+    stop_token_ids: list[int] = option([], "token ids that end the answer, besides the model's own end of sequence")
+    ignore_eos: bool = option(False, "go on after the model's end of sequence")
+    logprobs: int | None = option(None, "log-probabilities of each token and of this many of the likeliest; default: none")
+    prompt_logprobs: int | None = option(None, "the same for the tokens of the prompt; default: none")
+    skip_special_tokens: bool = option(True, "leave special tokens out of the text")
 
     def __post_init__(self) -> None:
-        _between("n", self.n, 1, MAX_CHOICES)
+        _whole("n", self.n, 1, MAX_CHOICES)
         if self.max_tokens is not None:
-            _between("max_tokens", self.max_tokens, 0, math.inf)
-        _between("min_tokens", self.min_tokens, 0, math.inf)
+            _whole("max_tokens", self.max_tokens, 0, MAX_COUNT)
+        _whole("min_tokens", self.min_tokens, 0, MAX_COUNT)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequest(f"min_tokens must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}", param="min_tokens")
         _between("temperature", self.temperature, 0.0, 100.0)
-        _between("top_k", self.top_k, -1, math.inf)
+        _whole("top_k", self.top_k, -1, MAX_COUNT)
         _between("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _between("min_p", self.min_p, 0.0, 1.0)
         _between("typical_p", self.typical_p, 0.0, 1.0, open_low=True)
@@ -62,15 +63,11 @@ class SamplingParams:
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise InvalidRequest("allowed_token_ids must name at least one token, got an empty list", param="allowed_token_ids")
         if self.seed is not None:
-            _between("seed", self.seed, -MAX_SEED - 1, MAX_SEED)
-        if len(self.stop) > MAX_STOPS:
-            raise InvalidRequest(f"stop takes at most {MAX_STOPS} strings, got {len(self.stop)}", param="stop")
-        for stop in self.stop:
-            if not 0 < len(stop) <= MAX_STOP_CHARACTERS:
-                raise InvalidRequest(f"a stop string has 1 to {MAX_STOP_CHARACTERS} characters, got {len(stop)}", param="stop")
+            _whole("seed", self.seed, -MAX_SEED - 1, MAX_SEED)
+        _check_stops(self.stop)
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
-                _between(name, getattr(self, name), 0, math.inf)
+                _whole(name, getattr(self, name), 0, MAX_COUNT)
 
     @property
     def greedy(self) -> bool:
@@ -89,11 +86,32 @@ class SamplingParams:
                 raise InvalidRequest(f"{name} must be at most {max_logprobs}, got {wanted}", param=name)
 
 
+def _check_stops(stops: list[str]) -> None:
+    if isinstance(stops, str) or not all(isinstance(stop, str) for stop in stops):
+        raise InvalidRequest(f"stop must be a list of strings, got {stops!r}", param="stop")
+    if len(stops) > MAX_STOPS:
+        raise InvalidRequest(f"stop takes at most {MAX_STOPS} strings, got {len(stops)}", param="stop")
+    for stop in stops:
+        if not 0 < len(stop) <= MAX_STOP_CHARACTERS:
+            message = f"a stop string has 1 to {MAX_STOP_CHARACTERS} characters, got {len(stop)}"
+            raise InvalidRequest(message, param="stop")
+        if any("\ud800" <= character <= "\udfff" for character in stop):
+            raise InvalidRequest("a stop string holds half of a surrogate pair, which no text can contain", param="stop")
+
+
+def _whole(name: str, value: int, low: int, high: int) -> None:
+    """Refuse a value that is not an integer or lies outside [low, high]."""
+    if not isinstance(value, int):
+        raise InvalidRequest(f"{name} must be a whole number, got {value!r}", param=name)
+    _between(name, value, low, high)
+
+
 def _between(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
     """Refuse a value that is not a number or lies outside [low, high] (outside (low, high] with `open_low`)."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidRequest(f"{name} must be a number, got {value!r}", param=name)
     if not (low < value if open_low else low <= value) or not value <= high:  # written so that nan is refused
         at_least = "more than" if open_low else "at least"
-        limit = f"{at_least} {low:g}" if high == math.inf else f"{at_least} {low:g} and at most {high:g}"
+        spelling = "d" if isinstance(low, int) else "g"
+        limit = f"{at_least} {low:{spelling}} and at most {high:{spelling}}"
         raise InvalidRequest(f"{name} must be {limit}, got {value}", param=name)

@@ -64,6 +64,15 @@ class PromptLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """One sequence of the step cannot go on, through no fault of the others."""
+
+    seq_id: int
+    message: str  # for the client
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     sampled: list[Sampled]
     prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
+    failed: list[Failed] = field(default_factory=list)

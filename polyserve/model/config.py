@@ -15,21 +15,27 @@ class RopeScaling:
     linear   Position Interpolation, https://arxiv.org/abs/2306.15595
     dynamic  NTK by the longest length this engine serves (a fixed number: keys are cached rotated, so it may not change later)
     yarn     https://arxiv.org/abs/2309.00071      llama3   Llama 3.1's piecewise scaling
+    factors  each frequency divided by a number of its own, as GGUF files store Llama 3.1's
     """
 
-    kind: Literal["linear", "dynamic", "yarn", "llama3"]
-    factor: float
-    original_max_len: int | None = None
+    kind: Literal["linear", "dynamic", "yarn", "llama3", "factors"]
+    factor: float = 1.0
+    original_max_len: int = 0  # the trained length
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
-    attention_factor: float | None = None
+    truncate: bool = True  # yarn: the ramp begins and ends at whole frequencies
+    attention_factor: float = 1.0  # yarn: multiplies cos and sin
+    factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """One decoder. Position schemes are independent fields, each with a scale, so that a conversion can pass from one to another."""
+    """One decoder. Position schemes are independent fields, each with a scale, so that a conversion can pass from one to another.
+
+    Raises ValueError if the fields contradict each other.
+    """
 
     family: str  # polylm, gpt2, bloom, llama, gemma3: for names and messages; the decoder never asks
     vocab_size: int
@@ -56,7 +62,7 @@ class ModelConfig:
     # blocks
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-5
-    norm_placement: Literal["pre", "sandwich"] = "pre"  # sandwich: also after attention and after the MLP, before the residual sum
+    norm_placement: Literal["pre", "sandwich"] = "pre"  # sandwich: also after attention and after the MLP, before the sum
     embedding_norm: bool = False
     embedding_scale: float = 1.0
     mlp: Literal["gelu", "gated_silu", "gated_gelu"] = "gelu"  # GELU by its tanh form
@@ -70,6 +76,17 @@ class ModelConfig:
     final_soft_cap: float | None = None
     tied_head: bool = True
 
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"{self.num_heads} heads cannot share {self.num_kv_heads} key/value heads evenly")
+        if self.rotary_size % 2 or self.rotary_size > self.head_size:
+            raise ValueError(f"rotary size {self.rotary_size} must be even and at most the head size {self.head_size}")
+        rotary_layers = self.num_layers if self.rotary_size else 0
+        if len(self.rope_bases) != rotary_layers or len(self.rope_scalings) != rotary_layers:
+            raise ValueError(f"rotary bases and scalings must be given for each of {rotary_layers} layers")
+        if self.windows and len(self.windows) != self.num_layers:
+            raise ValueError(f"{len(self.windows)} windows for {self.num_layers} layers")
+
     def window(self, layer: int) -> int | None:
         return self.windows[layer] if self.windows else None
 
@@ -77,3 +94,8 @@ class ModelConfig:
     def score_scale(self) -> float:
         """What multiplies q.k before the softmax."""
         return self.attention_scale or self.head_size**-0.5
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP has a gate beside its up projection."""
+        return self.mlp != "gelu"

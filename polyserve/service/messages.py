@@ -1,12 +1,25 @@
-"""What the front and the engine process say to each other: msgspec structs in msgpack over ZeroMQ, one message per step for all sequences.
+"""What the front and the engine process say to each other: msgspec structs, in msgpack over ZeroMQ.
 
-Front to engine   Add, Abort, Shutdown        Engine to front   Ready, Failed, Outputs
-Each message of the front carries its client's id (the ZeroMQ identity), so that several fronts can share an engine later.
+Front to engine   Start (JSON, the first line of standard input), then over the socket Hello, Add, Abort
+Engine to front   Ready or Failed, as the answer to Hello, then Outputs: one message a step for all sequences
+A front is known by its ZeroMQ identity, which comes with each of its messages, so that several can share an engine.
+There is no message for the end: the engine ends when its standard input does.
 """
 
 import msgspec
 
+from polyserve.config import EngineConfig
 from polyserve.request import Request, SequenceOutput
+
+
+class Start(msgspec.Struct, frozen=True):
+    config: EngineConfig
+    socket: str  # path of the Unix socket that the engine makes, in a folder that only this user can enter
+    log_level: str
+
+
+class Hello(msgspec.Struct, frozen=True, tag=True):
+    """A front is there and waits for Ready. From now on it also hears of steps that brought nothing for it."""
 
 
 class Add(msgspec.Struct, frozen=True, tag=True):
@@ -14,30 +27,13 @@ class Add(msgspec.Struct, frozen=True, tag=True):
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
-    """End one choice of a request, or all of them. Overtakes every Add that waits. Unknown ids are ignored: they have just ended."""
+    """End one choice of a request, or all of them. Overtakes every Add that waits; nothing more is sent for it.
+
+    Unknown ids are ignored: they have just ended.
+    """
 
     request_id: str
     choice: int | None = None
-
-
-class Shutdown(msgspec.Struct, frozen=True, tag=True):
-    pass
-
-
-class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The engine can serve. What the front has to know of the model, since it never imports torch."""
-
-    vocab_size: int
-    max_model_len: int
-    numerics_id: str
-    eos_ids: list[int]
-    bos_id: int | None
-
-
-class Failed(msgspec.Struct, frozen=True, tag=True):
-    """The model could not be loaded; the engine process exits after this."""
-
-    message: str
 
 
 class EngineStats(msgspec.Struct, frozen=True):
@@ -50,10 +46,29 @@ class EngineStats(msgspec.Struct, frozen=True):
     prefix_hit_tokens: int  # since the start
 
 
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The engine can serve. What the front has to know of the model, since it never imports torch."""
+
+    vocab_size: int
+    max_model_len: int
+    numerics_id: str
+    eos_ids: list[int]
+    bos_id: int | None
+    stats: EngineStats
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The model could not be loaded; the engine process exits after this."""
+
+    message: str
+
+
 class Outputs(msgspec.Struct, frozen=True, tag=True):
+    """What one step brought for one front, and the counts after it."""
+
     outputs: list[SequenceOutput]
     stats: EngineStats
 
 
-FrontMessage = Add | Abort | Shutdown
+FrontMessage = Hello | Add | Abort
 EngineMessage = Ready | Failed | Outputs

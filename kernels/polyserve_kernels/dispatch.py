@@ -1,0 +1,100 @@
+"""Which backend answers: the one named by `use_backend`, else by POLYSERVE_BACKEND, else the first that a device has.
+
+A backend that is named but missing is an error. That the best one for a device is missing, and the next one answers, is logged once.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from types import TracebackType
+
+import torch
+
+from polyserve_kernels.backend import Backend
+
+KERNEL_VERSION = 1  # goes up with every change that can change a result's bits
+
+_log = logging.getLogger("polyserve.kernels")
+
+
+def _load_reference() -> Backend:
+    from polyserve_kernels.reference import backend
+
+    return backend
+
+
+_LOADERS: dict[str, Callable[[], Backend]] = {"reference": _load_reference}
+_BEST_FIRST = {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")}  # by device type
+
+_named: str | None = None  # what `use_backend` said
+_chosen: dict[str, tuple[str, Backend]] = {}  # device type -> name and backend; emptied when the name changes
+_logged: set[str] = set()  # device types whose fallback was logged
+
+
+class use_backend:  # noqa: N801  (reads as the statement that it is, like torch.no_grad)
+    """Name the backend of this process from now on; None returns to the environment's or the device's choice.
+
+    As a context manager it restores the former choice at its end. Raises ValueError, and changes nothing, if the backend is missing.
+    """
+
+    def __init__(self, name: str | None) -> None:
+        if name is not None:
+            _load(name, said_by="use_backend")
+        self._former = _named
+        _name(name)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        _name(self._former)
+
+
+def backend(device: torch.device) -> Backend:
+    """The backend that answers for tensors on `device`."""
+    chosen = _chosen.get(device.type)
+    if chosen is None:
+        chosen = _chosen[device.type] = _choose(device.type)
+    return chosen[1]
+
+
+def backend_name(device: torch.device) -> str:
+    """The name of the backend that answers for tensors on `device`."""
+    backend(device)
+    return _chosen[device.type][0]
+
+
+def numerics_id(device: torch.device | None = None) -> str:
+    """Everything here that results' bits depend on, as one short word, such as `reference-avx2-torch2.13.0-k1`. Default device: the CPU."""
+    device = device or torch.device("cpu")
+    if device.type == "cuda":
+        capability = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    else:
+        capability = torch.backends.cpu.get_cpu_capability().lower()
+    return f"{backend_name(device)}-{capability}-torch{torch.__version__}-k{KERNEL_VERSION}"
+
+
+def _name(name: str | None) -> None:
+    global _named
+    _named = name
+    _chosen.clear()
+
+
+def _choose(device_type: str) -> tuple[str, Backend]:
+    if _named is not None:
+        return _named, _load(_named, said_by="use_backend")
+    from_environment = os.environ.get("POLYSERVE_BACKEND")
+    if from_environment:
+        return from_environment, _load(from_environment, said_by="POLYSERVE_BACKEND")
+    best_first = _BEST_FIRST.get(device_type, ("reference",))
+    name = next(name for name in best_first if name in _LOADERS)
+    if name != best_first[0] and device_type not in _logged:
+        _logged.add(device_type)
+        _log.info("no %s kernels for %s: %s answers", best_first[0], device_type, name)
+    return name, _load(name, said_by=f"the choice for {device_type}")
+
+
+def _load(name: str, *, said_by: str) -> Backend:
+    if name not in _LOADERS:
+        raise ValueError(f"{said_by} names backend {name!r}; there is {', '.join(_LOADERS)}")
+    return _LOADERS[name]()

@@ -1,0 +1,42 @@
+"""The values that operations take and give besides tensors. All are frozen; their tensors are not to be written to.
+
+S rows   E edits   K candidates   N top entries   V vocabulary
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitEdits:
+    """Changes to the logits of some rows, as sparse entries and a packed mask.
+
+    new = (logit / repetition if logit > 0 else logit * repetition) + bias, and -inf where a mask does not allow the id.
+    Entry e changes the logit of id ids[e] in row rows[e]; a (row, id) pair stands at most once.
+    """
+
+    rows: Tensor  # [E] int64
+    ids: Tensor  # [E] int64
+    repetition: Tensor  # [E] float32, more than 0; 1 changes nothing
+    bias: Tensor  # [E] float32, may be -inf
+    allowed: Tensor | None = None  # [S, ceil(V / 32)] int32: id v is allowed if bit v % 32 of word v // 32 is set
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadTopK:
+    """What sampling and log-probabilities need of a row's logits. Two distributions are described:
+
+    raw     the model's own logits, after the soft cap
+    edited  (raw changed by `LogitEdits`) / temperature
+    """
+
+    ids: Tensor  # [S, K] int64, best edited value first, smaller id first among equals
+    values: Tensor  # [S, K] float32, edited values of `ids`
+    raw: Tensor  # [S, K] float32, raw logits of `ids`
+    lse: Tensor  # [S] float32, log-sum-exp of the edited values over the whole vocabulary
+    raw_lse: Tensor  # [S] float32, of the raw logits
+    drawn_ids: Tensor | None  # [S] int64, one draw from softmax(edited) over the whole vocabulary; -1 where all is -inf
+    drawn_raw: Tensor | None  # [S] float32, raw logit of the draw; -inf where there is none
+    top_ids: Tensor  # [S, N] int64, best raw logit first, smaller id first among equals
+    top_raw: Tensor  # [S, N] float32

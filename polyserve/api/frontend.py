@@ -1,0 +1,230 @@
+"""What HTTP and gRPC share of a request's life, so that both check the same things and say the same words.
+
+    options given -> SamplingParams -> prompt as token ids -> every check -> Admitted      (admit_prompts, admit_chat)
+    Admitted -> deltas of all its choices, in the order they come -> usage, metrics        (run)
+
+A protocol only reads its own messages into these calls and writes the deltas out again. Nothing here blocks the event loop:
+tokenising and template rendering run in AsyncLLM's threads.
+"""
+
+import time
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from polyserve.api.merge import merged
+from polyserve.api.metrics import Metrics
+from polyserve.errors import EngineDead, InvalidRequest, ModelNotFound
+from polyserve.sampling_params import SamplingParams
+from polyserve.service.async_llm import AsyncLLM, ChoiceDelta
+
+MAX_SEQUENCES = 1024  # that one request may ask for: prompts times choices
+MAX_MESSAGES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation. Developer is the newer name of system; templates know the older one."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str
+    name: str | None = None
+
+    def for_template(self) -> dict[str, object]:
+        message: dict[str, object] = {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+        if self.name is not None:
+            message["name"] = self.name
+        return message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """`add_generation_prompt` None: yes, but where the answer continues the final message."""
+
+    messages: Sequence[Message]
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    text: str | None  # None if it was given as token ids
+    token_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """A request that passed every check. Choice c of prompt p has the index p * n + c."""
+
+    request_id: str
+    prompts: list[Prompt]
+    params: SamplingParams
+    arrived: float  # monotonic seconds, before tokenising
+
+    @property
+    def num_choices(self) -> int:
+        return len(self.prompts) * self.params.n
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of one request: its prompts once, whatever `n`, and what all choices have generated."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    _known: set[int] = field(default_factory=set)  # prompts whose cached tokens are counted
+
+    @classmethod
+    def of(cls, request: Admitted) -> "Usage":
+        return cls(sum(len(prompt.token_ids) for prompt in request.prompts))
+
+    def count(self, prompt_index: int, delta: ChoiceDelta) -> None:
+        self.completion_tokens += len(delta.token_ids)
+        if prompt_index not in self._known:
+            self._known.add(prompt_index)
+            self.cached_tokens += delta.num_cached_tokens
+
+
+class Frontend:
+    """One served model, as both protocols see it."""
+
+    def __init__(self, llm: AsyncLLM, *, model_name: str) -> None:
+        self.llm = llm
+        self.model_name = model_name
+        self.created = int(time.time())
+        self.metrics = Metrics(llm)
+
+    def check_model(self, name: str | None) -> None:
+        """Raise ModelNotFound unless the name is the served one or left out."""
+        if name is not None and name != self.model_name:
+            message = f"the model {shortened(name)} is not served here; this server has {self.model_name!r}"
+            raise ModelNotFound(message, param="model", code="model_not_found")
+
+    def check_alive(self) -> None:
+        """Raise EngineDead if nothing can be generated any more."""
+        if self.llm.dead.is_set():
+            raise EngineDead("the engine has ended; this server can answer no requests")
+
+    async def admit_prompts(
+        self,
+        request_id: str,
+        prompts: Sequence[str | Sequence[int]],
+        options: Mapping[str, Any],
+        *,
+        echo: bool = False,
+    ) -> Admitted:
+        """Check a completion. `options` are those fields of SamplingParams that the client gave."""
+        arrived = time.monotonic()
+        params = _sampling_params(options, scores_prompt=echo)
+        if not 0 < len(prompts) * params.n <= MAX_SEQUENCES:
+            message = f"a request has 1 to {MAX_SEQUENCES} choices in all, got {len(prompts)} prompts with n = {params.n}"
+            raise InvalidRequest(message, param="prompt")
+        read = [await self.read_prompt(prompt) for prompt in prompts]
+        for prompt in read:
+            self.llm.check(prompt.token_ids, params)
+        return Admitted(request_id=request_id, prompts=read, params=params, arrived=arrived)
+
+    async def admit_chat(
+        self,
+        request_id: str,
+        conversation: Conversation,
+        options: Mapping[str, Any],
+        *,
+        renamed: Mapping[str, str] | None = None,
+    ) -> Admitted:
+        """Check a chat request. `renamed`: what the protocol calls some of the options, for the errors that name them."""
+        arrived = time.monotonic()
+        with naming({"prompt": "messages", **(renamed or {})}):
+            params = _sampling_params({"max_tokens": None, **options})
+            prompt = await self.read_conversation(conversation)
+            self.llm.check(prompt.token_ids, params)
+        return Admitted(request_id=request_id, prompts=[prompt], params=params, arrived=arrived)
+
+    async def read_prompt(self, prompt: str | Sequence[int], *, add_special_tokens: bool = True) -> Prompt:
+        """A prompt as token ids; ids are taken as they are."""
+        if isinstance(prompt, str):
+            return Prompt(prompt, await self.llm.encode(prompt, add_special_tokens=add_special_tokens))
+        return Prompt(None, list(prompt))
+
+    async def read_conversation(self, conversation: Conversation, *, add_special_tokens: bool = False) -> Prompt:
+        """The prompt that the chat template makes; it writes the special tokens itself."""
+        messages, continues = conversation.messages, conversation.continue_final_message
+        if not 0 < len(messages) <= MAX_MESSAGES:
+            raise InvalidRequest(f"messages must have 1 to {MAX_MESSAGES} messages, got {len(messages)}", param="messages")
+        adds = not continues if conversation.add_generation_prompt is None else conversation.add_generation_prompt
+        if adds and continues:
+            message = "continue_final_message cannot go with add_generation_prompt: the answer begins in one place"
+            raise InvalidRequest(message, param="continue_final_message")
+        text = await self.llm.render_chat(
+            [message.for_template() for message in messages],
+            add_generation_prompt=adds,
+            continue_final_message=continues,
+        )
+        return await self.read_prompt(text, add_special_tokens=add_special_tokens)
+
+    async def run(self, request: Admitted) -> AsyncGenerator[tuple[int, ChoiceDelta], None]:
+        """(prompt's index, delta) as they come. Leaving it early (`aclose`, cancellation) aborts the request in the engine.
+
+        The first delta of a prompt carries its log-probabilities, if they were asked for, whichever choice it belongs to.
+        """
+        streams = [
+            self._run_prompt(request, index) if request.params.prompt_logprobs is None else self._run_scored(request, index)
+            for index in range(len(request.prompts))
+        ]
+        async with aclosing(merged(streams)) as deltas:
+            async for item in deltas:
+                yield item
+
+    async def _run_prompt(self, request: Admitted, index: int) -> AsyncGenerator[ChoiceDelta, None]:
+        prompt, params = request.prompts[index], request.params
+        stream = self.llm.generate(f"{request.request_id}-{index}", prompt.token_ids, params)
+        with self.metrics.request(request.arrived, len(prompt.token_ids), params.n) as record:
+            async with aclosing(stream) as deltas:
+                async for delta in deltas:
+                    record.delta(delta)
+                    yield delta
+
+    async def _run_scored(self, request: Admitted, index: int) -> AsyncGenerator[ChoiceDelta, None]:
+        """The same, with what comes before the prompt's log-probabilities held back behind them."""
+        held: list[ChoiceDelta] | None = []
+        async with aclosing(self._run_prompt(request, index)) as deltas:
+            async for delta in deltas:
+                if held is not None and delta.prompt_logprobs is None:
+                    held.append(delta)
+                    continue
+                yield delta
+                for earlier in held or ():
+                    yield earlier
+                held = None
+
+
+def _sampling_params(options: Mapping[str, Any], *, scores_prompt: bool = False) -> SamplingParams:
+    params = SamplingParams(**options)
+    if params.max_tokens == 0 and not scores_prompt and params.prompt_logprobs is None:
+        message = "max_tokens must be at least 1 where neither echo nor prompt_logprobs asks for the prompt, got 0"
+        raise InvalidRequest(message, param="max_tokens")
+    return params
+
+
+@contextmanager
+def naming(renamed: Mapping[str, str]) -> Iterator[None]:
+    """Let an error name the field as the client wrote it, where a protocol calls it differently."""
+    try:
+        yield
+    except InvalidRequest as error:
+        name = renamed.get(error.param or "")
+        if name is None:
+            raise
+        message = f"{name} {error.message.removeprefix(f'{error.param} ')}" if _names(error) else error.message
+        raise InvalidRequest(message, param=name, code=error.code) from None
+
+
+def _names(error: InvalidRequest) -> bool:
+    return error.message.startswith(f"{error.param} ")
+
+
+def shortened(text: str, *, limit: int = 60) -> str:
+    """A client's own words in an error message: quoted, on one line, and not longer than it takes to recognise them."""
+    return repr(text) if len(text) <= limit else f"{text[:limit]!r}… ({len(text)} characters)"

@@ -1,0 +1,61 @@
+"""Every error as OpenAI's error object: {"error": {"message", "type", "param", "code"}}, with the status of `polyserve.errors`."""
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from polyserve.api.frontend import shortened
+from polyserve.api.http.body import json_response
+from polyserve.api.http.sentences import sentence
+from polyserve.errors import InternalError, PolyServeError, status_of
+from polyserve.log import get_logger
+
+log = get_logger(__name__)
+
+
+def error_object(error: PolyServeError) -> dict[str, object]:
+    """What a client reads."""
+    return _object(error.message, status_of(error).openai_type, error.param, error.code)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Let every error of an endpoint, of reading a request and of routing leave in this shape."""
+    app.add_exception_handler(PolyServeError, _handle_own)
+    app.add_exception_handler(RequestValidationError, _handle_validation)
+    app.add_exception_handler(HTTPException, _handle_http)
+    app.add_exception_handler(Exception, _handle_fault)
+
+
+def _object(message: str, type_: str, param: str | None = None, code: str | None = None) -> dict[str, object]:
+    return {"error": {"message": message, "type": type_, "param": param, "code": code}}
+
+
+async def _handle_own(_: Request, error: Exception) -> Response:
+    assert isinstance(error, PolyServeError)
+    return json_response(error_object(error), status=status_of(error).http)
+
+
+async def _handle_validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    if isinstance(error.body, bytes):  # left unread, because it is not announced as JSON
+        given = shortened(request.headers.get("content-type", "nothing"))
+        return json_response(
+            _object(f"the Content-Type must be 'application/json', got {given}", "invalid_request_error"), status=415
+        )
+    return await _handle_own(request, sentence(error.errors()[0]))
+
+
+async def _handle_http(request: Request, error: Exception) -> Response:
+    """What Starlette refuses itself: unknown routes, wrong methods, bodies that are too large or not JSON."""
+    assert isinstance(error, HTTPException)
+    message, kind, headers = str(error.detail), "invalid_request_error", dict(error.headers or {})
+    if error.status_code == 404:
+        message, kind = f"there is no {shortened(request.url.path)} here", "not_found_error"
+    elif error.status_code == 405:
+        message = f"{shortened(request.url.path)} does not take {request.method}, but {headers.get('Allow', 'another method')}"
+    return json_response(_object(message, kind), status=error.status_code, headers=headers)
+
+
+async def _handle_fault(_: Request, error: Exception) -> Response:
+    log.error("a request met a fault of the server", exc_info=error)
+    return await _handle_own(_, InternalError("the server met an internal error"))

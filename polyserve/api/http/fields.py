@@ -1,0 +1,129 @@
+"""The types of the fields of a body that JSON has no type for, each with its check and its JSON schema.
+
+A check raises `invalid(...)`, whose message goes on after the field's name.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    JsonValue,
+    PlainValidator,
+    WithJsonSchema,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from polyserve.api.http.sentences import described
+
+MAX_METADATA_CHARACTERS = 512
+
+
+def invalid(message: str) -> PydanticCustomError:
+    """`message` is the sentence that follows the field's name."""
+    return PydanticCustomError("invalid", "{message}", {"message": message})
+
+
+@dataclass(frozen=True)
+class Only:
+    """Refuses a field unless it holds null or one of the values that ask for nothing."""
+
+    harmless: tuple[JsonValue, ...] = ()
+
+    def check(self, value: JsonValue) -> JsonValue:
+        if value is not None and not any(type(value) is type(other) and value == other for other in self.harmless):
+            raise invalid("is not supported by this server")
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, _: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"enum": [None, *self.harmless]}
+
+
+def _prompts(value: object) -> list[str | list[int]]:
+    """One prompt or several, each a text or its token ids, as a list."""
+    prompts = value if isinstance(value, list) and value and not isinstance(value[0], int) else [value]
+    for position, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            continue
+        if not isinstance(prompt, list) or not all(type(token_id) is int for token_id in prompt):
+            where = f" at position {position}" if len(prompts) > 1 else ""
+            wanted = "must be a string, a list of token ids, or a list of these"
+            raise invalid(f"{wanted}, got {described(prompt)}{where}")
+    return prompts
+
+
+def _token_numbers(value: object) -> object:
+    """JSON's keys are strings: those of logit_bias hold token ids."""
+    if not isinstance(value, dict):
+        return value
+    for key in value:
+        if not (key.isascii() and key.isdecimal() and len(key) <= 10):
+            raise invalid(f"must have token ids as keys, got {described(key)}")
+    return {int(key): bias for key, bias in value.items()}
+
+
+def _stops(value: object) -> list[str]:
+    """One stop string or several, as a list."""
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list):
+        raise invalid(f"must be a string or a list of strings, got {described(value)}")
+    for position, stop in enumerate(stops):
+        if not isinstance(stop, str):
+            raise invalid(f"must be a string or a list of strings, got {described(stop)} at position {position}")
+    return stops
+
+
+def _content(value: object) -> str:
+    """The text of a message: a string, or text parts, one to a line."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise invalid(f"must be a string or a list of text parts, got {described(value)}")
+    texts = []
+    for position, part in enumerate(value):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text":
+            got = described(part) if kind is None else f"one of type {described(kind)}"
+            raise invalid(f"must have parts of type 'text' only, got {got} at position {position}")
+        if set(part) != {"type", "text"} or not isinstance(part["text"], str):
+            raise invalid(f"must have text parts of a 'type' and a 'text', a string; position {position} has not")
+        texts.append(part["text"])
+    return "\n".join(texts)
+
+
+def _short(value: str) -> str:
+    if len(value) > MAX_METADATA_CHARACTERS:
+        raise invalid(f"must have at most {MAX_METADATA_CHARACTERS} characters, got {len(value)}")
+    return value
+
+
+PROMPT_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},
+        {"type": "array", "minItems": 1, "items": {"type": "string"}},
+        {"type": "array", "minItems": 1, "items": {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}},
+    ]
+}
+TEXT_PART_SCHEMA = {
+    "type": "object",
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+    "additionalProperties": False,
+}
+CONTENT_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": TEXT_PART_SCHEMA}]}
+
+STOP_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+
+Prompts = Annotated[list[str | list[int]], PlainValidator(_prompts), WithJsonSchema(PROMPT_SCHEMA)]
+LogitBias = Annotated[dict[int, float], BeforeValidator(_token_numbers)]
+Stops = Annotated[list[str], PlainValidator(_stops), WithJsonSchema(STOP_SCHEMA)]
+Content = Annotated[str, PlainValidator(_content), WithJsonSchema(CONTENT_SCHEMA)]
+Label = Annotated[str, AfterValidator(_short)]
+Unsupported = Annotated[JsonValue, Only()]

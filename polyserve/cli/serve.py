@@ -1,0 +1,22 @@
+"""`polyserve serve`: OpenAI's HTTP API and gRPC for one model, until the process is told to stop."""
+
+import click
+
+from polyserve.cli.options import Flags, SectionedCommand, flags_of
+from polyserve.config import EngineConfig, ServerConfig
+
+
+@click.command(cls=SectionedCommand)
+@flags_of(ServerConfig, "server", section="Server")
+@flags_of(EngineConfig, "engine", argument="model", section="Engine")
+def serve(engine: Flags[EngineConfig], server: Flags[ServerConfig]) -> int:
+    """Serve a model over HTTP (OpenAI's API) and gRPC."""
+    engine_config, server_config = engine.build(), server.build()
+
+    import asyncio
+
+    from polyserve.api.server import run
+    from polyserve.log import set_up_logging
+
+    set_up_logging(server_config.log_level)
+    return asyncio.run(run(engine_config, server_config))

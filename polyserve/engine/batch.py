@@ -1,0 +1,84 @@
+"""The tensors of a Step: what the model is called with.
+
+Rows lie sequence after sequence, and sequences with one new token come first: those go through the decode kernel, the others through the
+prefill kernel, and a row gets the same bits from either. Everything is built in numpy in one pass over the step, without a torch call
+for each sequence.
+
+T new tokens   S sequences   slot = block * block_size + offset
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polyserve.engine.kv_cache import KVCache
+from polyserve.engine.logits import TokenEdits
+from polyserve.engine.step import Chunk, Step
+from polyserve.model.forward_context import PagedContext
+from polyserve.sampling_params import SamplingParams
+
+
+@dataclass(slots=True, eq=False)
+class KnownSequence:
+    """What the runner keeps of a sequence from step to step."""
+
+    tokens: list[int]
+    prompt_len: int
+    choice: int
+    params: SamplingParams
+    edits: TokenEdits | None
+    scores_prompt: bool  # log-probabilities of the prompt are wanted and not reported yet
+    block_table: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    chunks: list[Chunk]  # in the order of the rows
+    first_rows: list[int]  # [S + 1], where each chunk's rows begin; then T
+    token_ids: Tensor  # [T] int64
+    positions: Tensor  # [T] int64
+    context: PagedContext
+
+
+def make_batch(step: Step, sequences: Mapping[int, KnownSequence], cache: KVCache) -> Batch:
+    chunks = sorted(step.chunks, key=lambda chunk: chunk.num_tokens > 1)
+    known = [sequences[chunk.seq_id] for chunk in chunks]
+    tables = _block_tables([seq.block_table for seq in known])
+    lengths = np.array([chunk.num_tokens for chunk in chunks])
+    starts = np.array([chunk.start for chunk in chunks])
+    first_rows = np.zeros(len(chunks) + 1, dtype=np.int32)
+    np.cumsum(lengths, out=first_rows[1:])
+
+    token_ids: list[int] = []
+    for chunk, seq in zip(chunks, known, strict=True):
+        token_ids += seq.tokens[chunk.start : chunk.start + chunk.num_tokens]
+    row_seqs = np.repeat(np.arange(len(chunks)), lengths)  # [T]
+    positions = np.arange(len(row_seqs)) + (starts - first_rows[:-1])[row_seqs]
+    blocks, offsets = tables[row_seqs, positions // cache.block_size].astype(np.int64), positions % cache.block_size
+    context = PagedContext(
+        k_caches=cache.keys,
+        v_caches=cache.values,
+        slot_mapping=torch.from_numpy(blocks * cache.block_size + offsets),
+        block_tables=torch.from_numpy(tables),
+        seq_lens=torch.from_numpy((starts + lengths).astype(np.int32)),
+        cu_seqlens_q=torch.from_numpy(first_rows),
+        num_decodes=int((lengths == 1).sum()),
+    )
+    return Batch(
+        chunks=chunks,
+        first_rows=first_rows.tolist(),
+        token_ids=torch.tensor(token_ids, dtype=torch.int64),
+        positions=torch.from_numpy(positions),
+        context=context,
+    )
+
+
+def _block_tables(tables: list[list[int]]) -> "np.ndarray[tuple[int, int], np.dtype[np.int32]]":
+    """[S, max_blocks], -1 after each sequence's last block."""
+    padded = np.full((len(tables), max(map(len, tables))), -1, dtype=np.int32)
+    for row, table in zip(padded, tables, strict=True):
+        row[: len(table)] = table
+    return padded

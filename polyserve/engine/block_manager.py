@@ -1,0 +1,95 @@
+"""Gives a sequence the blocks its tokens need, and lets it begin with blocks that somebody else has computed.
+
+    prefix hit   full blocks, found by name, are held as they are; at least one token is left to compute, so that there is something to
+                 sample from
+    fork         a later choice of a request holds the prompt's blocks of an earlier one up to the last prompt token, which it computes
+                 itself; the block where that token lies is copied, if anything before it lies there too
+Invariant  a block that is shared or has a name is never written: a sequence writes only at `num_computed` and after, and holds every
+block from there on alone. `admit` makes it true, `cover` and `release` keep it, and the assertion in `cover` watches it.
+"""
+
+from polyserve.engine.block_pool import BlockPool, digest_of, root_of
+from polyserve.engine.sequence import Sequence
+
+
+class BlockManager:
+    def __init__(self, *, num_blocks: int, block_size: int, enable_prefix_caching: bool, salt: bytes = b"") -> None:
+        """`salt` says what else, besides the tokens, the keys and values depend on."""
+        self.pool = BlockPool(num_blocks)
+        self.block_size = block_size
+        self._naming = enable_prefix_caching
+        self._root = root_of(salt)
+
+    def admit(
+        self, seq: Sequence, *, donor: Sequence | None, use_prefix: bool, num_spare: int
+    ) -> list[tuple[int, int]] | None:
+        """Give `seq`, which holds nothing, blocks for all its tokens, as many of them computed as can be shared.
+
+        donor: a sequence of the same request whose prompt is computed.  num_spare: blocks to leave free for others.
+        Returns the (source, destination) blocks to copy before anything is computed, or None, with nothing changed, if there is no room.
+        """
+        shared = self._find_prefix(seq) if use_prefix else []
+        num_computed, source = len(shared) * self.block_size, None
+        if donor is not None and seq.prompt_len - 1 > num_computed:
+            num_computed = seq.prompt_len - 1
+            num_full, num_beside = divmod(num_computed, self.block_size)
+            shared = donor.block_table[:num_full]
+            source = donor.block_table[num_full] if num_beside else None
+        num_free = self.pool.num_free - sum(self.pool.num_holders(block) == 0 for block in shared)
+        num_new = self._num_blocks_of(len(seq.tokens)) - len(shared)
+        if num_new + num_spare > num_free:
+            return None
+        for block in shared:
+            self.pool.hold(block)
+        seq.block_table = shared + [self.pool.take() for _ in range(num_new)]
+        seq.num_computed, seq.num_named_blocks, seq.num_sent_blocks = num_computed, len(shared), 0
+        return [] if source is None else [(source, seq.block_table[len(shared)])]
+
+    def cover(self, seq: Sequence) -> bool:
+        """Give `seq` blocks for tokens that came since it was admitted. False, with nothing changed, if there are too few."""
+        num_new = self._num_blocks_of(len(seq.tokens)) - len(seq.block_table)
+        if num_new > self.pool.num_free:
+            return False
+        seq.block_table += [self.pool.take() for _ in range(num_new)]
+        written = seq.block_table[seq.num_computed // self.block_size]
+        assert self.pool.num_holders(written) == 1, f"sequence {seq.seq_id} would write into a shared block"
+        return True
+
+    def name_computed(self, seq: Sequence) -> None:
+        """Let the full blocks that `seq` has computed be found again."""
+        if not self._naming:
+            return
+        num_full = seq.num_computed // self.block_size
+        for index in range(seq.num_named_blocks, num_full):
+            self.pool.name(seq.block_table[index], self._digest(seq, index))
+        seq.num_named_blocks = max(seq.num_named_blocks, num_full)
+
+    def release(self, seq: Sequence) -> None:
+        """Let go of every block of `seq`, last first, so that of what it named the beginning is found longest."""
+        for block in reversed(seq.block_table):
+            self.pool.release(block)
+        seq.block_table = []
+        seq.num_computed = seq.num_named_blocks = seq.num_sent_blocks = 0
+
+    def _find_prefix(self, seq: Sequence) -> list[int]:
+        """Blocks that already store the beginning of `seq`, as many as there are, short of its last token."""
+        blocks: list[int] = []
+        if not self._naming:
+            return blocks
+        for index in range((len(seq.tokens) - 1) // self.block_size):
+            block = self.pool.find(self._digest(seq, index))
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def _digest(self, seq: Sequence, index: int) -> bytes:
+        """The name of full block `index` of `seq`; each is computed once."""
+        while len(seq.digests) <= index:
+            start = len(seq.digests) * self.block_size
+            parent = seq.digests[-1] if seq.digests else self._root
+            seq.digests.append(digest_of(seq.tokens[start : start + self.block_size], parent=parent))
+        return seq.digests[index]
+
+    def _num_blocks_of(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)

@@ -1,0 +1,115 @@
+"""Token ids in, token ids out: requests are added and aborted at any time, and each `step` brings new tokens for many of them at once.
+
+It runs where it is called, in one thread, and knows neither text nor clients. A request's fault ends that request; a fault while a step
+is computed ends the sequences of that step; a broken invariant is raised and ends the engine.
+"""
+
+import os
+
+import torch
+
+from polyserve.config import EngineConfig
+from polyserve.engine.block_manager import BlockManager
+from polyserve.engine.kv_cache import allocate, bytes_per_block, num_blocks_for
+from polyserve.engine.runner import ModelRunner
+from polyserve.engine.scheduler import Scheduler, SchedulerStats
+from polyserve.errors import InvalidRequest, ModelLoadError
+from polyserve.log import get_logger
+from polyserve.model.decoder import Decoder
+from polyserve.model.weights.load import load_model
+from polyserve.model.weights.resolve import resolve
+from polyserve.request import Request, SequenceOutput, check_request
+from polyserve_kernels import dispatch
+
+log = get_logger(__name__)
+
+
+class Engine:
+    def __init__(self, model: Decoder, config: EngineConfig) -> None:
+        dtype, block_size = model.head_weight.dtype, config.block_size
+        max_model_len = config.max_model_len or model.config.max_len
+        if max_model_len > model.config.max_len:
+            raise ModelLoadError(f"max_model_len is {max_model_len}, but this model takes {model.config.max_len} tokens")
+        block_bytes = bytes_per_block(model.config, block_size=block_size, dtype=dtype)
+        num_blocks = num_blocks_for(
+            config.kv_cache_memory_bytes,
+            block_bytes=block_bytes,
+            block_size=block_size,
+            max_model_len=max_model_len,
+            max_num_seqs=config.max_num_seqs,
+        )
+        if num_blocks == 0:
+            raise ModelLoadError(
+                f"kv_cache_memory_bytes must be at least {block_bytes} (one block), got {config.kv_cache_memory_bytes}"
+            )
+        if num_blocks * block_size < max_model_len:
+            log.warning(
+                "the KV cache holds %d tokens: longer sequences are refused, though the model takes %d",
+                num_blocks * block_size,
+                max_model_len,
+            )
+            max_model_len = num_blocks * block_size
+        log.info("KV cache: %d blocks of %d tokens, %d MiB", num_blocks, block_size, num_blocks * block_bytes >> 20)
+
+        self.max_model_len = max_model_len
+        self.vocab_size = model.config.vocab_size
+        self.eos_ids = model.config.eos_ids
+        self.bos_id = model.config.bos_id
+        self.numerics_id = f"{dispatch.numerics_id()}-{str(dtype).removeprefix('torch.')}"
+        self._scheduler = Scheduler(
+            BlockManager(
+                num_blocks=num_blocks,
+                block_size=block_size,
+                enable_prefix_caching=config.enable_prefix_caching,
+                salt=self.numerics_id.encode(),
+            ),
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_model_len=max_model_len,
+            eos_ids=model.config.eos_ids,
+        )
+        cache = allocate(model.config, num_blocks=num_blocks, block_size=block_size, dtype=dtype)
+        self._runner = ModelRunner(model, cache)
+
+    @classmethod
+    def from_config(cls, config: EngineConfig) -> "Engine":
+        """Load the model that `config` names, and set this process's threads and kernels. Raises ModelLoadError."""
+        torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+        dispatch.use_backend(config.backend)
+        path = resolve(config.model)
+        return cls(load_model(path, dtype=getattr(torch, config.dtype), max_model_len=config.max_model_len), config)
+
+    def add(self, request: Request) -> None:
+        """Take a request in. Raises InvalidRequest if it can never be served; an answer that does not fit is cut instead."""
+        check_request(
+            request.prompt_ids,
+            request.params,
+            vocab_size=self.vocab_size,
+            max_model_len=self.max_model_len,
+            max_logprobs=self.vocab_size,  # how many a client may have is the server's affair
+        )
+        if request.params.seed is None:
+            raise ValueError("a request must bring its seed; polyserve.request.admit draws one")
+        self._scheduler.add(request)
+
+    def abort(self, request_id: str, choice: int | None = None) -> None:
+        """End one choice of a request, or all of them: nothing more comes for it. An unknown id has just ended: nothing is done."""
+        self._scheduler.abort(request_id, choice)
+
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
+    def step(self) -> list[SequenceOutput]:
+        """Compute one step and tell what it brought. Without work it does nothing."""
+        if not self._scheduler.has_work:
+            return []
+        step = self._scheduler.schedule()
+        try:
+            self._runner.submit(step)
+        except (RuntimeError, ValueError, MemoryError):  # what computing raises; anything else is a broken invariant
+            log.exception("a step of %d sequences could not be computed", len(step.chunks))
+            return self._scheduler.fail(step, "the engine could not compute this request")
+        return self._scheduler.update(step, self._runner.result())
+
+    def stats(self) -> SchedulerStats:
+        return self._scheduler.stats

@@ -1,0 +1,278 @@
+"""Decides what each step computes, and what became of a sequence when the step is done.
+
+One rule: a running sequence is given its next tokens, the oldest first, as far as the step's token budget and the blocks reach; what is
+left of the budget admits waiting sequences in the order they came. A sequence that has one token pending decodes, one with many has its
+prompt computed in chunks, and one step does both. If blocks run out, the youngest running sequence gives all of its own back and waits
+at the front of the queue to be computed again: its tokens are kept, and the same tokens give the same bits.
+
+A request of n choices begins as its first one. When the prompt is computed the others enter the queue, ahead of younger requests, and begin with its blocks.
+
+Words  running: holds blocks for every token it has   waiting: holds none   asleep: waits for another choice's prompt   live: any of these
+Source  continuous batching: Orca, https://www.usenix.org/conference/osdi22/presentation/yu; chunked prefill beside decoding:
+        Sarathi-Serve, https://arxiv.org/abs/2403.02310
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import count
+
+from polyserve.engine.block_manager import BlockManager
+from polyserve.engine.sequence import Sequence
+from polyserve.engine.step import Chunk, NewSequence, Sampled, Step, StepResult
+from polyserve.request import FinishReason, Request, SequenceOutput
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerStats:
+    num_running: int
+    num_waiting: int
+    num_free_blocks: int
+    num_blocks: int
+    num_preemptions: int  # since the start
+    prefix_query_tokens: int  # since the start
+    prefix_hit_tokens: int  # since the start
+
+
+class Scheduler:
+    def __init__(
+        self,
+        blocks: BlockManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+        eos_ids: Iterable[int],
+    ) -> None:
+        """`blocks` has at least enough for one sequence of `max_model_len` tokens."""
+        self._blocks = blocks
+        self._max_num_seqs = min(max_num_seqs, max_num_batched_tokens)  # so that all that run advance in every step
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self._max_model_len = max_model_len
+        self._eos_ids = frozenset(eos_ids)
+        self._seq_ids = count()
+        self._live: dict[int, Sequence] = {}
+        self._requests: dict[str, dict[int, Sequence]] = {}  # live choices of each request, in order
+        self._asleep: dict[str, list[Sequence]] = {}  # choices that wait for their request's prompt, in order
+        self._waiting: list[Sequence] = []  # oldest first
+        self._running: list[Sequence] = []  # oldest first
+        self._released: list[int] = []  # the runner has not been told yet
+        self._num_preemptions = self._prefix_query_tokens = self._prefix_hit_tokens = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._live)
+
+    @property
+    def stats(self) -> SchedulerStats:
+        return SchedulerStats(
+            num_running=len(self._running),
+            num_waiting=len(self._live) - len(self._running),
+            num_free_blocks=self._blocks.pool.num_free,
+            num_blocks=self._blocks.pool.num_blocks,
+            num_preemptions=self._num_preemptions,
+            prefix_query_tokens=self._prefix_query_tokens,
+            prefix_hit_tokens=self._prefix_hit_tokens,
+        )
+
+    def add(self, request: Request) -> None:
+        """Queue a request that fits `max_model_len`."""
+        assert request.request_id not in self._requests, f"request id {request.request_id!r} is in use"
+        params, room = request.params, self._max_model_len - len(request.prompt_ids)
+        choices = [
+            Sequence(
+                seq_id=next(self._seq_ids),
+                request_id=request.request_id,
+                choice=choice,
+                params=params,
+                tokens=list(request.prompt_ids),
+                prompt_len=len(request.prompt_ids),
+                max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
+                prompt_logprobs=[None] if choice == 0 and params.prompt_logprobs is not None else None,
+            )
+            for choice in range(params.n)
+        ]
+        self._live.update((seq.seq_id, seq) for seq in choices)
+        self._requests[request.request_id] = dict(enumerate(choices))
+        self._waiting.append(choices[0])
+        if len(choices) > 1:
+            self._asleep[request.request_id] = choices[1:]
+
+    def abort(self, request_id: str, choice: int | None = None) -> None:
+        """Forget one choice of a request, or all of them, without another word. Unknown ids have just ended: nothing is done."""
+        choices = self._requests.get(request_id, {})
+        ended = [seq for seq in choices.values() if choice is None or seq.choice == choice]
+        for seq in reversed(ended):  # the first last, so that its end does not wake the others
+            self._end(seq)
+
+    def schedule(self) -> Step:
+        """The next step. It has no chunks only if nothing is live."""
+        budget, num_preemptions = self._max_num_batched_tokens, self._num_preemptions
+        chunks: list[Chunk] = []
+        admitted: list[NewSequence] = []
+        copies: list[tuple[int, int]] = []
+
+        while len(chunks) < len(self._running) and budget:
+            seq = self._running[len(chunks)]
+            while not self._blocks.cover(seq):
+                if self._preempt_youngest() is seq:
+                    break
+            else:
+                chunks.append(self._chunk(seq, budget))
+                budget -= chunks[-1].num_tokens
+
+        # Nobody enters in a step in which somebody had to leave: it would take the room that was just made.
+        room_is_short = self._num_preemptions > num_preemptions
+        while self._waiting and budget and not room_is_short and len(self._running) < self._max_num_seqs:
+            seq = self._waiting[0]
+            copied = self._admit(seq)
+            if copied is None:
+                break
+            copies += copied
+            admitted.append(NewSequence(seq.seq_id, seq.tokens.copy(), seq.prompt_len, seq.choice, seq.params))
+            chunks.append(self._chunk(seq, budget))
+            budget -= chunks[-1].num_tokens
+
+        released, self._released = self._released, []
+        return Step(chunks, admitted, released, copies)
+
+    def update(self, step: Step, result: StepResult) -> list[SequenceOutput]:
+        """Take in what the runner answered. Sequences that ended since the step was made are passed over."""
+        outputs: list[SequenceOutput] = []
+        failed = {failure.seq_id: failure.message for failure in result.failed}
+        for part in result.prompt_logprobs:
+            if (seq := self._live.get(part.seq_id)) is not None and seq.prompt_logprobs is not None:
+                seq.prompt_logprobs[part.start :] = part.entries  # after a preemption once more: the same values
+        for chunk in step.chunks:
+            if (seq := self._live.get(chunk.seq_id)) is None:
+                continue
+            if seq.seq_id in failed:
+                outputs.append(self._fail(seq, failed[seq.seq_id]))
+                continue
+            seq.num_computed = chunk.start + chunk.num_tokens
+            self._blocks.name_computed(seq)
+            if seq.prompt_computed:
+                self._wake(self._asleep.pop(seq.request_id, []))
+                if seq.max_tokens == 0:
+                    outputs += [self._finish(choice, "length") for choice in list(self._requests[seq.request_id].values())]
+        for sampled in result.sampled:
+            if (seq := self._live.get(sampled.seq_id)) is not None:
+                outputs.append(self._append(seq, sampled))
+        return outputs
+
+    def fail(self, step: Step, message: str) -> list[SequenceOutput]:
+        """End every sequence of a step that could not be computed. What earlier steps computed stays good."""
+        live = [self._live[chunk.seq_id] for chunk in step.chunks if chunk.seq_id in self._live]
+        return [self._fail(seq, message) for seq in live]
+
+    # ---- between waiting and running ----
+
+    def _chunk(self, seq: Sequence, budget: int) -> Chunk:
+        num_tokens = min(seq.num_pending, budget)
+        first_block, seq.num_sent_blocks = seq.num_sent_blocks, len(seq.block_table)
+        samples = num_tokens == seq.num_pending and seq.max_tokens > 0
+        return Chunk(seq.seq_id, seq.num_computed, num_tokens, first_block, seq.block_table[first_block:], samples)
+
+    def _admit(self, seq: Sequence) -> list[tuple[int, int]] | None:
+        """Move the first waiting sequence to the running ones if there are blocks for all its tokens, and one to spare for each of
+        those, so that it is not preempted soon again. Returns the blocks to copy, or None if there is no room."""
+        scored = seq.prompt_logprobs is not None  # its prompt must pass through the model, token by token
+        siblings = self._requests[seq.request_id].values()
+        donor = next((sibling for sibling in siblings if sibling.block_table and sibling.prompt_computed), None)
+        copies = self._blocks.admit(seq, donor=donor, use_prefix=not scored, num_spare=len(self._running))
+        if copies is None:
+            return None
+        if seq.num_cached_tokens is None:
+            seq.num_cached_tokens = seq.num_computed if seq.choice == 0 else 0
+            if seq.choice == 0 and not scored:
+                self._prefix_query_tokens += seq.prompt_len
+                self._prefix_hit_tokens += seq.num_computed
+        del self._waiting[0]
+        insort(self._running, seq, key=_age)
+        return copies
+
+    def _preempt_youngest(self) -> Sequence:
+        seq = self._running.pop()
+        self._blocks.release(seq)
+        self._released.append(seq.seq_id)
+        self._wake([seq])
+        self._num_preemptions += 1
+        return seq
+
+    def _wake(self, sequences: list[Sequence]) -> None:
+        """Queue by age: whoever was preempted, and a request's later choices, come before requests that arrived after them."""
+        for seq in sequences:
+            insort(self._waiting, seq, key=_age)
+
+    # ---- the end of a sequence ----
+
+    def _append(self, seq: Sequence, sampled: Sampled) -> SequenceOutput:
+        seq.tokens.append(sampled.token_id)
+        if sampled.token_id in self._eos_ids and not seq.params.ignore_eos:
+            return self._finish(seq, "stop", sampled=sampled)
+        if sampled.token_id in seq.params.stop_token_ids:
+            return self._finish(seq, "stop", sampled=sampled, stop_reason=sampled.token_id)
+        if seq.num_answered >= seq.max_tokens:
+            return self._finish(seq, "length", sampled=sampled)
+        return self._output(seq, sampled=sampled)
+
+    def _finish(
+        self, seq: Sequence, reason: FinishReason, *, sampled: Sampled | None = None, stop_reason: int | None = None
+    ) -> SequenceOutput:
+        self._end(seq)
+        return self._output(seq, sampled=sampled, finish_reason=reason, stop_reason=stop_reason)
+
+    def _fail(self, seq: Sequence, message: str) -> SequenceOutput:
+        self._end(seq)
+        return SequenceOutput(seq.request_id, seq.choice, [], finish_reason="error", error=message)
+
+    def _end(self, seq: Sequence) -> None:
+        """Forget a live sequence, wherever it stands. If it was to compute the prompt for others, the next of them does."""
+        del self._live[seq.seq_id]
+        choices, asleep = self._requests[seq.request_id], self._asleep.get(seq.request_id, [])
+        del choices[seq.choice]
+        if seq.block_table:
+            _remove(self._running, seq)
+            self._blocks.release(seq)
+            self._released.append(seq.seq_id)
+        elif seq in asleep:
+            asleep.remove(seq)
+        else:
+            _remove(self._waiting, seq)
+        if asleep and len(asleep) == len(choices):
+            self._wake([asleep.pop(0)])
+        if not asleep:
+            self._asleep.pop(seq.request_id, None)
+        if not choices:
+            del self._requests[seq.request_id]
+
+    def _output(
+        self,
+        seq: Sequence,
+        *,
+        sampled: Sampled | None,
+        finish_reason: FinishReason | None = None,
+        stop_reason: int | None = None,
+    ) -> SequenceOutput:
+        prompt_logprobs, seq.prompt_logprobs = seq.prompt_logprobs, None
+        return SequenceOutput(
+            request_id=seq.request_id,
+            choice=seq.choice,
+            token_ids=[] if sampled is None else [sampled.token_id],
+            logprobs=None if sampled is None or sampled.logprob is None else [sampled.logprob],
+            finish_reason=finish_reason,
+            stop_reason=stop_reason,
+            prompt_logprobs=prompt_logprobs,
+            num_cached_tokens=seq.num_cached_tokens or 0,
+        )
+
+
+def _age(seq: Sequence) -> int:
+    return seq.seq_id
+
+
+def _remove(sequences: list[Sequence], seq: Sequence) -> None:
+    """Take `seq` out of a list that is ordered by age."""
+    index = bisect_left(sequences, seq.seq_id, key=_age)
+    assert sequences[index] is seq, f"sequence {seq.seq_id} is not where it should be"
+    del sequences[index]

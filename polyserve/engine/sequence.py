@@ -1,0 +1,45 @@
+"""One growing list of tokens that serves one choice of a request, as the scheduler sees it.
+
+`tokens` are the prompt and what was sampled after it; the keys and values of the first `num_computed` of them are in the cache. Prompt
+chunks, prefix hits, forks and recomputation after a preemption all only move `num_computed`: there is no other phase or flag.
+"""
+
+from dataclasses import dataclass, field
+
+from polyserve.request import TokenLogprob
+from polyserve.sampling_params import SamplingParams
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Sequence:
+    seq_id: int  # smaller is older
+    request_id: str
+    choice: int
+    params: SamplingParams
+    tokens: list[int]
+    prompt_len: int
+    max_tokens: int  # of the answer: what the client asked, cut to what fits
+
+    # the cache
+    num_computed: int = 0
+    block_table: list[int] = field(default_factory=list)
+    num_sent_blocks: int = 0  # of the block table: the runner knows these
+    num_named_blocks: int = 0
+    digests: list[bytes] = field(default_factory=list)  # names of the first full blocks, as far as they were needed
+
+    # what the client hears
+    num_cached_tokens: int | None = None  # None until it computes for the first time
+    prompt_logprobs: list[TokenLogprob | None] | None = None  # as far as they are known; dropped once they are reported
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that are known and not computed yet."""
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def num_answered(self) -> int:
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def prompt_computed(self) -> bool:
+        return self.num_computed >= self.prompt_len

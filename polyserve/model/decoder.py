@@ -1,0 +1,98 @@
+"""The one decoder. What differs between families is in ModelConfig; what differs between devices is in the kernels.
+
+    residual = embedding                       fp32 from beginning to end
+    for each layer   residual += attention(norm(residual))
+                     residual += mlp(norm(residual))          sandwich: each of the two through one more norm before the sum
+    hidden = norm(residual)                    in the weights' dtype: what the head is multiplied with
+A sum into the residual stream happens inside the norm that reads it next, so the stream crosses memory once for each half block.
+T tokens   C hidden size   V vocabulary
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from polyserve.model.attention import Attention, Rotary
+from polyserve.model.config import ModelConfig
+from polyserve.model.embedding import Embedding
+from polyserve.model.forward_context import ForwardContext
+from polyserve.model.linear import unfilled
+from polyserve.model.mlp import MLP
+from polyserve.model.norms import Norm
+from polyserve.model.positions import RotaryTable
+
+
+class Layer(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int, *, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.attention_norm = Norm(config, config.hidden_size, out_dtype=dtype)
+        self.attention = Attention(config, layer, dtype=dtype)
+        self.mlp_norm = Norm(config, config.hidden_size, out_dtype=dtype)
+        self.mlp = MLP(config, dtype=dtype)
+        sandwich = config.norm_placement == "sandwich"
+        self.attention_post_norm = Norm(config, config.hidden_size, out_dtype=torch.float32) if sandwich else None
+        self.mlp_post_norm = Norm(config, config.hidden_size, out_dtype=torch.float32) if sandwich else None
+
+    def forward(
+        self, update: Tensor | None, residual: Tensor, rotary: Rotary | None, context: ForwardContext
+    ) -> tuple[Tensor, Tensor]:
+        """update: what the layer before has still to add to the residual stream. Returns the same pair for the layer after."""
+        if update is None:
+            x = self.attention_norm(residual)
+        else:
+            x, residual = self.attention_norm.add(update, residual)
+        x = self.attention(x, rotary, context)
+        if self.attention_post_norm is not None:
+            x = self.attention_post_norm(x)
+        x, residual = self.mlp_norm.add(x, residual)
+        x = self.mlp(x)
+        return (x if self.mlp_post_norm is None else self.mlp_post_norm(x)), residual
+
+
+class Decoder(nn.Module):
+    """Parameters have no memory until `polyserve.model.weights.load` fills them."""
+
+    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, max_model_len: int | None = None) -> None:
+        """max_model_len: the longest sequence it will be asked for; the config's own limit if not given, and never more."""
+        super().__init__()
+        self.config = config
+        self.dtype = dtype
+        self.max_model_len = config.max_len if max_model_len is None else max_model_len
+        if not 0 < self.max_model_len <= config.max_len:
+            raise ValueError(f"max_model_len must be from 1 to the model's {config.max_len}, got {max_model_len}")
+        self.embedding = Embedding(config, dtype=dtype)
+        self.layers = nn.ModuleList(Layer(config, layer, dtype=dtype) for layer in range(config.num_layers))
+        self.norm = Norm(config, config.hidden_size, out_dtype=dtype)
+        self.head = None if config.tied_head else unfilled(config.vocab_size, config.hidden_size, dtype=dtype)
+        kinds = list(zip(config.rope_bases, config.rope_scalings, strict=True))
+        self._table_of_layer = [list(dict.fromkeys(kinds)).index(kind) for kind in kinds]
+        self.rotary_tables = nn.ModuleList(
+            RotaryTable(
+                base, scaling, size=config.rotary_size, scale=config.rotary_scale, max_len=self.max_model_len
+            )
+            for base, scaling in dict.fromkeys(kinds)
+        )
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[V, C]"""
+        return self.embedding.weight if self.head is None else self.head
+
+    def forward(self, token_ids: Tensor, positions: Tensor, context: ForwardContext) -> Tensor:
+        """token_ids, positions: [T] int64. Returns the hidden states [T, C] after the final norm."""
+        residual = self.embedding(token_ids, positions)
+        update: Tensor | None = None
+        for layer, rotary in zip(self.layers, self._rotaries(positions), strict=True):
+            update, residual = layer(update, residual, rotary, context)
+        if update is None:
+            return self.norm(residual)
+        hidden, _ = self.norm.add(update, residual)
+        return hidden
+
+    def _rotaries(self, positions: Tensor) -> Iterator[Rotary | None]:
+        """cos and sin for each layer; layers with the same base and scaling share them."""
+        if not self.config.rotary_size:
+            return iter([None] * self.config.num_layers)
+        rows: list[Rotary] = [table(positions) for table in self.rotary_tables]
+        return (rows[table] for table in self._table_of_layer)

@@ -1,0 +1,273 @@
+"""The front of a server: text in, text out, for many requests at a time, with the engine in another process.
+
+    encode, render_chat   off the event loop, in a few threads
+    generate              Add -> engine;  Outputs -> a reader task -> the request's list -> SequenceText -> ChoiceDelta
+
+The reader never waits for a client: outputs of a request that nobody fetches wait in its list, at most `n` times the
+model's length of them, and are handed over as one delta a choice when it comes back. A request that its client leaves
+is aborted in the engine, and so is a choice that a stop string has ended. When the engine process ends, every request
+ends with EngineDead at once. Never imports torch and never blocks the loop.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+from polyserve.config import EngineConfig
+from polyserve.errors import EngineDead, InvalidRequest
+from polyserve.log import get_logger
+from polyserve.model.weights.resolve import resolve
+from polyserve.output import LogprobEntry, SequenceText, prompt_logprob_entries
+from polyserve.request import FinishReason, SequenceOutput, admit, check_request
+from polyserve.sampling_params import SamplingParams
+from polyserve.service.engine_process import COMMAND, EngineProcess
+from polyserve.service.messages import Abort, Add, EngineStats, Ready
+from polyserve.tokenizer.base import Tokenizer
+from polyserve.tokenizer.load import load_tokenizer
+
+log = get_logger(__name__)
+T = TypeVar("T")
+
+TEXT_THREADS = 2  # tokenising releases the GIL, so they run beside the loop
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceDelta:
+    """What is new in one choice of a request. `text` may lag behind `token_ids`: see `polyserve.output`."""
+
+    choice: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[LogprobEntry] | None
+    finish_reason: FinishReason | None
+    stop_reason: int | str | None
+    prompt_logprobs: list[LogprobEntry | None] | None  # with the first delta of choice 0, if asked for
+    num_cached_tokens: int
+
+
+class AsyncLLM:
+    """Made by `start`. Its attributes are what a server reports of its model; `stats`, the engine's latest counts."""
+
+    def __init__(self, engine: EngineProcess, tokenizer: Tokenizer, ready: Ready, *, max_logprobs: int) -> None:
+        self.tokenizer = tokenizer
+        self.vocab_size = ready.vocab_size
+        self.max_model_len = ready.max_model_len
+        self.numerics_id = ready.numerics_id
+        self.eos_ids = tuple(ready.eos_ids)
+        self.bos_id = ready.bos_id
+        self.max_logprobs = max_logprobs
+        self.stats: EngineStats = ready.stats
+        self.dead = asyncio.Event()
+        self._engine = engine
+        self._death: EngineDead | None = None
+        self._streams: dict[str, _Stream] = {}
+        self._threads = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
+        self._tasks = [asyncio.create_task(self._distribute()), asyncio.create_task(self._watch())]
+
+    @classmethod
+    async def start(
+        cls,
+        config: EngineConfig,
+        *,
+        chat_template: str | None = None,
+        max_logprobs: int = 20,
+        command: Sequence[str] = COMMAND,
+    ) -> "AsyncLLM":
+        """Load the model in the engine process, the tokenizer here beside it. Raises ModelLoadError, or EngineDead.
+
+        chat_template: path of a jinja file or a built-in template's name.  command: what is run as the engine process.
+        """
+        engine = await EngineProcess.start(command)
+        try:
+            path = await asyncio.to_thread(resolve, config.model)
+            tokenizer, ready = await asyncio.gather(
+                asyncio.to_thread(load_tokenizer, path, chat_template=chat_template),
+                engine.load(replace(config, model=str(path))),
+            )
+        except BaseException:
+            await engine.close()
+            raise
+        return cls(engine, tokenizer, ready, max_logprobs=max_logprobs)
+
+    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text."""
+        return await self._off_the_loop(partial(self.tokenizer.encode, text, add_special_tokens=add_special_tokens))
+
+    async def render_chat(
+        self,
+        messages: list[dict[str, object]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> str:
+        """The prompt that the chat template makes of a conversation. It brings its own special tokens."""
+        template = self.tokenizer.chat_template
+        if template is None:
+            raise InvalidRequest(
+                "this model has no chat template: start the server with one, or use completions", param="messages"
+            )
+        return await self._off_the_loop(
+            partial(
+                template.render,
+                messages,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+            )
+        )
+
+    async def _off_the_loop(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+        """Raise InvalidRequest if this model can never serve the request."""
+        check_request(
+            prompt_ids,
+            params,
+            vocab_size=self.vocab_size,
+            max_model_len=self.max_model_len,
+            max_logprobs=self.max_logprobs,
+        )
+
+    async def generate(
+        self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams
+    ) -> AsyncGenerator[ChoiceDelta, None]:
+        """The answer to a prompt as it comes, its choices in any order. Leaving it (`aclose`, cancellation) aborts it.
+
+        Raises what `check` does, InvalidRequest if the engine can never hold the request, EngineDead if it ends.
+        """
+        self.check(prompt_ids, params)
+        stream = self._open(request_id)
+        texts = {choice: SequenceText(self.tokenizer, params) for choice in range(params.n)}  # those that go on
+        try:
+            self._engine.send(Add(admit(request_id, prompt_ids, params)))
+            while texts:
+                for output in await stream.take():
+                    text = texts.get(output.choice)
+                    if text is None:
+                        continue  # sent before the engine knew of the stop string
+                    delta = await self._read(text, output)
+                    if text.finished:
+                        del texts[output.choice]
+                    yield delta
+        finally:
+            del self._streams[request_id]
+            if texts and self._death is None:
+                self._engine.send(Abort(request_id))
+
+    def _open(self, request_id: str) -> "_Stream":
+        if self._death is not None:
+            raise EngineDead(self._death.message)
+        if request_id in self._streams:
+            raise InvalidRequest(f"a request with the id {request_id!r} is being served", param="request_id")
+        stream = self._streams[request_id] = _Stream()
+        return stream
+
+    async def _read(self, text: SequenceText, output: SequenceOutput) -> ChoiceDelta:
+        """The output as text. Raises InvalidRequest if it is the engine's refusal."""
+        if output.finish_reason == "error":
+            raise InvalidRequest(output.error or "the engine refused the request")
+        prompt_logprobs = None
+        if output.prompt_logprobs is not None:  # one entry for each token of the prompt: too long for the loop
+            prompt_logprobs = await self._off_the_loop(
+                partial(prompt_logprob_entries, self.tokenizer, output.prompt_logprobs)
+            )
+        delta = text.push(output)
+        if delta.stopped:
+            self._engine.send(Abort(output.request_id, output.choice))
+        return ChoiceDelta(
+            choice=output.choice,
+            text=delta.text,
+            token_ids=delta.token_ids,
+            logprobs=delta.logprobs,
+            finish_reason=delta.finish_reason,
+            stop_reason=delta.stop_reason,
+            prompt_logprobs=prompt_logprobs,
+            num_cached_tokens=output.num_cached_tokens,
+        )
+
+    async def wait_dead(self) -> EngineDead:
+        """Wait until there is no engine any more, and say why."""
+        await self.dead.wait()
+        assert self._death is not None
+        return self._death
+
+    async def close(self) -> None:
+        """End the engine process. Requests that still run end with EngineDead."""
+        self._die(EngineDead("the engine was shut down"))
+        for task in self._tasks:
+            task.cancel()
+        await self._engine.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _distribute(self) -> None:
+        """Hand what the engine sends to whom it belongs."""
+        while True:
+            message = await self._engine.receive()
+            self.stats = message.stats
+            for output in message.outputs:
+                stream = self._streams.get(output.request_id)
+                if stream is not None:  # else its client has left
+                    stream.put(output)
+
+    async def _watch(self) -> None:
+        """Notice the engine's death."""
+        death = await self._engine.died()
+        log.error("%s with %d requests in it", death.message, len(self._streams))
+        self._die(death)
+
+    def _die(self, death: EngineDead) -> None:
+        """End every request. The first reason stays."""
+        if self._death is not None:
+            return
+        self._death = death
+        for stream in self._streams.values():
+            stream.fail(death)
+        self.dead.set()
+
+
+class _Stream:
+    """Outputs of one request between the reader task and the request's own."""
+
+    def __init__(self) -> None:
+        self._outputs: list[SequenceOutput] = []
+        self._arrived = asyncio.Event()
+        self._death: EngineDead | None = None
+
+    def put(self, output: SequenceOutput) -> None:
+        self._outputs.append(output)
+        self._arrived.set()
+
+    def fail(self, death: EngineDead) -> None:
+        self._death = death
+        self._arrived.set()
+
+    async def take(self) -> list[SequenceOutput]:
+        """Wait for outputs and take all that have come, those of a choice as one. Raises EngineDead."""
+        await self._arrived.wait()
+        self._arrived.clear()
+        if self._death is not None:
+            raise EngineDead(self._death.message)
+        outputs, self._outputs = self._outputs, []
+        return outputs if len(outputs) == 1 else merged(outputs)
+
+
+def merged(outputs: list[SequenceOutput]) -> list[SequenceOutput]:
+    """One output for each choice that has any, in the order of their first ones."""
+    of_choice: dict[int, list[SequenceOutput]] = {}
+    for output in outputs:
+        of_choice.setdefault(output.choice, []).append(output)
+    return [_joined(parts) for parts in of_choice.values()]
+
+
+def _joined(parts: list[SequenceOutput]) -> SequenceOutput:
+    """Consecutive outputs of a choice as one: all tokens, the prompt's share of the first, the end of the last."""
+    return replace(
+        parts[-1],
+        token_ids=[token_id for part in parts for token_id in part.token_ids],
+        logprobs=None if parts[0].logprobs is None else [entry for part in parts for entry in part.logprobs or ()],
+        prompt_logprobs=parts[0].prompt_logprobs,
+        num_cached_tokens=parts[0].num_cached_tokens,
+    )

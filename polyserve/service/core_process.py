@@ -1,0 +1,199 @@
+"""The engine as a process of its own: `python -m polyserve.service.core_process`, started and owned by a front.
+
+Its first line of standard input says what to load and where to listen (`Start`). It binds the socket, loads the model,
+and then takes turns: take every message that has come, let the aborts overtake the additions, do one step, send each
+front what the step brought for it. Without work it sleeps on the socket.
+
+The front decides when it ends, by closing standard input: that works while loading, in the middle of a step, and also
+when the front was killed. Signals meant for the front (Ctrl-C, a service manager's SIGTERM) are ignored here.
+"""
+
+import contextlib
+import faulthandler
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import zmq
+
+from polyserve.config import EngineConfig
+from polyserve.errors import InvalidRequest, ModelLoadError
+from polyserve.log import get_logger, set_up_logging
+from polyserve.request import Request, SequenceOutput
+from polyserve.service.messages import Abort, Add, EngineStats, Failed, FrontMessage, Hello, Outputs, Ready, Start
+
+if TYPE_CHECKING:
+    from polyserve.engine.engine import Engine
+
+log = get_logger(__name__)
+
+EXIT_NOT_LOADED = 2
+GREETING_TIMEOUT_MS = 10_000  # how long a failed start waits for a front to tell it to
+
+
+def load_engine(config: EngineConfig) -> "Engine":
+    """The engine with its model. Importing torch takes long: by now the socket and the lifeline are there."""
+    from polyserve.engine.engine import Engine
+
+    return Engine.from_config(config)
+
+
+def main(make_engine: Callable[[EngineConfig], "Engine"] = load_engine) -> int:
+    """Serve the front at the other end of standard input until that is closed. Returns the code of a failed start."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    faulthandler.enable()
+    with open(
+        0, "rb", buffering=0, closefd=False
+    ) as lifeline:  # unbuffered: a thread may wait in it while this one exits
+        start = msgspec.json.decode(lifeline.readline(), type=Start)
+    set_up_logging(start.log_level)
+    threading.Thread(target=_end_with_the_front, args=(Path(start.socket),), name="lifeline", daemon=True).start()
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
+        for option in (zmq.SNDHWM, zmq.RCVHWM):
+            socket.setsockopt(option, 0)  # never drop a message; what is under way is bounded by what was asked for
+        socket.bind(f"ipc://{start.socket}")
+        began = time.monotonic()
+        try:
+            engine = make_engine(start.config)
+        except ModelLoadError as error:
+            _report_failure(socket, error.message)
+            return EXIT_NOT_LOADED
+        gc.freeze()  # what loading left is here to stay: spare the collector from walking it in every pass
+        log.info("engine ready after %.1f s", time.monotonic() - began)
+        CoreLoop(engine, socket).run()
+    return 0
+
+
+def _end_with_the_front(socket: Path) -> None:
+    """Wait until standard input is closed, then end this process, whatever it is doing."""
+    while os.read(0, 4096):
+        pass
+    with contextlib.suppress(OSError):  # a front that lives removes the folder itself
+        socket.unlink()
+        socket.parent.rmdir()
+    os._exit(0)
+
+
+def _report_failure(socket: zmq.Socket[bytes], message: str) -> None:
+    if socket.poll(GREETING_TIMEOUT_MS):
+        front, _ = socket.recv_multipart()
+        socket.send_multipart([front, msgspec.msgpack.encode(Failed(message))])
+
+
+@dataclass(slots=True)
+class _Live:
+    """A request that the engine holds: whose it is, and which of its choices have not ended."""
+
+    front: bytes
+    choices: set[int]
+
+
+class CoreLoop:
+    """Carries messages between the fronts at a ROUTER socket and one engine."""
+
+    def __init__(self, engine: "Engine", socket: zmq.Socket[bytes]) -> None:
+        self._engine = engine
+        self._socket = socket
+        self._fronts: list[bytes] = []
+        self._live: dict[str, _Live] = {}
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[FrontMessage] = msgspec.msgpack.Decoder(FrontMessage)
+
+    def run(self) -> None:
+        """Take turns for ever."""
+        while True:
+            self.turn()
+
+    def turn(self) -> None:
+        """Take the messages that have come (wait for one if there is no work), do one step, send what it brought."""
+        outputs = self._apply(self._receive(wait=not self._engine.has_work()))
+        if self._engine.has_work():
+            outputs += self._engine.step()
+        self._send_outputs(outputs)
+
+    def _receive(self, *, wait: bool) -> list[tuple[bytes, FrontMessage]]:
+        messages = []
+        if wait:
+            self._socket.poll()
+        with contextlib.suppress(zmq.Again):
+            while True:
+                front, payload = self._socket.recv_multipart(zmq.NOBLOCK)
+                messages.append((front, self._decoder.decode(payload)))
+        return messages
+
+    def _apply(self, messages: list[tuple[bytes, FrontMessage]]) -> list[SequenceOutput]:
+        """Aborts before additions: work that nobody waits for any more is never begun. Returns the refusals."""
+        adds: dict[str, tuple[bytes, Request]] = {}
+        for front, message in messages:
+            match message:
+                case Hello():
+                    self._fronts.append(front)
+                    self._send_ready(front)
+                case Add(request):
+                    adds[request.request_id] = front, request
+                case Abort(request_id, choice):
+                    if choice is None:
+                        adds.pop(request_id, None)
+                    self._engine.abort(request_id, choice)
+                    self._forget(request_id, choice)
+        refusals = []
+        for front, request in adds.values():
+            self._live[request.request_id] = _Live(front, set(range(request.params.n)))
+            try:
+                self._engine.add(request)
+            except InvalidRequest as error:
+                refusals += [
+                    SequenceOutput(request.request_id, choice, [], finish_reason="error", error=error.message)
+                    for choice in range(request.params.n)
+                ]
+        return refusals
+
+    def _send_ready(self, front: bytes) -> None:
+        engine = self._engine
+        ready = Ready(
+            vocab_size=engine.vocab_size,
+            max_model_len=engine.max_model_len,
+            numerics_id=engine.numerics_id,
+            eos_ids=list(engine.eos_ids),
+            bos_id=engine.bos_id,
+            stats=self._stats(),
+        )
+        self._socket.send_multipart([front, self._encoder.encode(ready)])
+
+    def _send_outputs(self, outputs: list[SequenceOutput]) -> None:
+        """One message for each front, also without outputs, so that its counts are those after this turn."""
+        of_front: dict[bytes, list[SequenceOutput]] = {front: [] for front in self._fronts}
+        for output in outputs:
+            live = self._live.get(output.request_id)
+            if live is None or output.choice not in live.choices:
+                continue  # aborted
+            of_front[live.front].append(output)
+            if output.finish_reason is not None:
+                self._forget(output.request_id, output.choice)
+        stats = self._stats()
+        for front, outputs_of_front in of_front.items():
+            self._socket.send_multipart([front, self._encoder.encode(Outputs(outputs_of_front, stats))])
+
+    def _forget(self, request_id: str, choice: int | None) -> None:
+        live = self._live.get(request_id)
+        if live is None:
+            return
+        live.choices -= {choice} if choice is not None else live.choices
+        if not live.choices:
+            del self._live[request_id]
+
+    def _stats(self) -> EngineStats:
+        return msgspec.convert(self._engine.stats(), EngineStats, from_attributes=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

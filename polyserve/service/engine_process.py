@@ -1,0 +1,125 @@
+"""The front's end of the engine process: starts it, speaks with it, notices its death, ends it.
+
+It owns the process, whose standard input is its lifeline, and the socket, in a folder that only this user can enter.
+Nothing is ever lost on the socket: its queues have no limit, because what is under way is limited by what was asked.
+"""
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from polyserve.config import EngineConfig
+from polyserve.errors import EngineDead, ModelLoadError
+from polyserve.log import get_logger
+from polyserve.service.messages import EngineMessage, Failed, FrontMessage, Hello, Outputs, Ready, Start
+
+log = get_logger(__name__)
+
+COMMAND = (
+    sys.executable,
+    "-P",
+    "-m",
+    "polyserve.service.core_process",
+)  # -P: nothing is imported from the current folder
+CLOSE_TIMEOUT_S = 5.0  # how long the engine may take to end before it is killed
+
+
+class EngineProcess:
+    """One engine process and the socket to it."""
+
+    def __init__(self, process: asyncio.subprocess.Process, folder: Path) -> None:
+        self._process = process
+        self._folder = folder
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[EngineMessage] = msgspec.msgpack.Decoder(EngineMessage)
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
+            self._socket.setsockopt(option, 0)
+        self._socket.connect(f"ipc://{self._socket_path}")
+
+    @classmethod
+    async def start(cls, command: Sequence[str] = COMMAND) -> "EngineProcess":
+        """Start the process, out of the terminal's reach: Ctrl-C is for the front. It waits to be told what to load."""
+        folder = Path(tempfile.mkdtemp(prefix="polyserve-"))
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=2,  # standard output belongs to the front's user
+                start_new_session=True,
+            )
+            return cls(process, folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    @property
+    def _socket_path(self) -> Path:
+        return self._folder / "engine.sock"
+
+    async def load(self, config: EngineConfig) -> Ready:
+        """Tell the engine what to load and wait until it has. Raises what it says went wrong, or EngineDead."""
+        assert self._process.stdin is not None
+        level = logging.getLevelName(log.getEffectiveLevel())
+        start = Start(config, str(self._socket_path), level.lower())
+        self._process.stdin.write(msgspec.json.encode(start) + b"\n")
+        self.send(Hello())
+        answer = asyncio.create_task(self._receive())
+        death = asyncio.create_task(self.died())
+        try:
+            await asyncio.wait((answer, death), return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise await death
+            message = await answer
+        finally:
+            answer.cancel()
+            death.cancel()
+        if isinstance(message, Failed):
+            raise ModelLoadError(message.message)
+        assert isinstance(message, Ready), f"the engine's first message is {message}"
+        return message
+
+    def send(self, message: FrontMessage) -> None:
+        """Pass a message on; it is queued at once and without limit."""
+        self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
+
+    async def receive(self) -> Outputs:
+        """What the next step brought."""
+        message = await self._receive()
+        assert isinstance(message, Outputs), f"the engine sent {message} after its start"
+        return message
+
+    async def _receive(self) -> EngineMessage:
+        return self._decoder.decode(await self._socket.recv())
+
+    async def died(self) -> EngineDead:
+        """Wait for the end of the process and say how it ended."""
+        code = await self._process.wait()
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return EngineDead(f"the engine process ended ({how})")
+
+    async def close(self) -> None:
+        """End the process, however it is, and remove what belongs to it. May be called at any time, and again."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            await asyncio.wait_for(self._process.wait(), CLOSE_TIMEOUT_S)
+        except TimeoutError:
+            log.warning("the engine process did not end within %g s of being told to; it is killed", CLOSE_TIMEOUT_S)
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+        finally:
+            self._context.destroy(linger=0)
+            shutil.rmtree(self._folder, ignore_errors=True)

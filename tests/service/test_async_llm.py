@@ -1,0 +1,320 @@
+"""The front of a server against an engine process without a model: answers, aborts, refusals, deaths and ends."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from support.fake_engine import COMMAND, EOS, MAX_PROMPT_LEN, POISON
+from support.piece_tokenizer import byte_tokenizer
+
+from polyserve.config import EngineConfig
+from polyserve.errors import EngineDead, InvalidRequest, ModelLoadError
+from polyserve.request import SequenceOutput, TokenLogprob
+from polyserve.sampling_params import SamplingParams
+from polyserve.service.async_llm import AsyncLLM, ChoiceDelta, merged
+from polyserve.service.engine_process import EngineProcess
+
+LONG = SamplingParams(max_tokens=900)
+TEMPLATE = "{% for message in messages %}{{ message.content }};{% endfor %}"
+
+
+def run(test: Coroutine[object, object, None]) -> None:
+    asyncio.run(asyncio.wait_for(test, 20))
+
+
+@asynccontextmanager
+async def fake_llm() -> AsyncIterator[AsyncLLM]:
+    engine = await EngineProcess.start(COMMAND)
+    ready = await engine.load(EngineConfig(model="fake"))
+    llm = AsyncLLM(engine, byte_tokenizer(chat_template=TEMPLATE), ready, max_logprobs=5)
+    try:
+        yield llm
+    finally:
+        await llm.close()
+
+
+async def answer(llm: AsyncLLM, request_id: str, prompt: Sequence[int], params: SamplingParams) -> list[ChoiceDelta]:
+    return [delta async for delta in llm.generate(request_id, prompt, params)]
+
+
+def text_of(deltas: list[ChoiceDelta], choice: int = 0) -> str:
+    return "".join(delta.text for delta in deltas if delta.choice == choice)
+
+
+async def until_idle(llm: AsyncLLM) -> None:
+    while llm.stats.num_running:
+        await asyncio.sleep(0.002)
+
+
+async def first_delta(llm: AsyncLLM, request_id: str, prompt: Sequence[int], params: SamplingParams) -> ChoiceDelta:
+    """Take one delta and leave."""
+    async with aclosing(llm.generate(request_id, prompt, params)) as deltas:
+        return await anext(deltas)
+
+
+def test_many_requests_at_a_time_get_their_own_answers() -> None:
+    async def test() -> None:
+        async with fake_llm() as llm:
+            prompts = [f"prompt {i} 你好 ".encode() for i in range(50)]
+            answers = await asyncio.gather(
+                *(
+                    answer(llm, f"r{i}", list(prompt), SamplingParams(max_tokens=len(prompt)))
+                    for i, prompt in enumerate(prompts)
+                )
+            )
+            assert [text_of(deltas).encode() for deltas in answers] == prompts
+            assert all(deltas[-1].finish_reason == "length" for deltas in answers)
+
+    run(test())
+
+
+def test_the_choices_of_a_request_come_with_their_numbers() -> None:
+    async def test() -> None:
+        async with fake_llm() as llm:
+            deltas = await answer(llm, "r", list(b"abc"), SamplingParams(n=3, max_tokens=4))
+            assert [text_of(deltas, choice) for choice in range(3)] == ["abca", "bcab", "cabc"]
+
+    run(test())
+
+
+def test_what_concerns_the_prompt_comes_with_the_first_delta() -> None:
+    async def test() -> None:
+        async with fake_llm() as llm:
+            deltas = await answer(llm, "r", list(b"abc"), SamplingParams(max_tokens=4, prompt_logprobs=0))
+            entries = deltas[0].prompt_logprobs
+            assert entries is not None
+            assert [entry and entry.token for entry in entries] == [None, "b", "c"]
+            assert deltas[0].num_cached_tokens == 3
+            assert all(delta.prompt_logprobs is None for delta in deltas[1:])
+
+    run(test())
+
+
+def test_a_stop_string_ends_its_choice_alone_and_aborts_it_in_the_engine() -> None:
+    async def test() -> None:
+        async with fake_llm() as llm:
+            deltas = await answer(
+                llm, "r", list(b"xyz one STOP"), SamplingParams(n=2, max_tokens=20, stop=["STOPxyz o"])
+            )
+            assert [text_of(deltas, choice) for choice in range(2)] == ["xyz one ", "yz one "]
+            deltas = await answer(llm, "s", list(b"ab!"), SamplingParams(n=2, max_tokens=900, stop=["!a"]))
+            assert [delta.stop_reason for delta in deltas if delta.finish_reason] == ["!a", "!a"]
+            await until_idle(llm)
+
+    run(test())
+
+
+def test_the_end_of_sequence_ends_an_answer_without_its_text() -> None:
+    async def test() -> None:
+        async with fake_llm() as llm:
+            deltas = await answer(llm, "r", [*b"abc", EOS], LONG)
+            assert (text_of(deltas), deltas[-1].finish_reason, deltas[-1].token_ids) == ("abc", "stop", [EOS])
+
+    run(test())
+
+
+@pytest.mark.parametrize("leave", ["close", "cancel"])
+def test_a_request_that_its_client_leaves_is_aborted_in_the_engine(leave: str) -> None:
+    async def test() -> None:
+        async with fake_llm() as llm:
+            if leave == "close":
+                await first_delta(llm, "r", list(b"abc"), LONG)
+            else:
+                task = asyncio.create_task(answer(llm, "r", list(b"abc"), LONG))
+                await asyncio.sleep(0.05)
+                assert llm.stats.num_running == 1
+                task.cancel()
+            await asyncio.sleep(0.05)
+            assert llm.stats.num_running == 0
+            assert text_of(await answer(llm, "r", list(b"de"), SamplingParams(max_tokens=2))) == "de"
+
+    run(test())
+
+
+def test_a_thousand_disconnects_leave_nothing_behind() -> None:
+    async def test() -> None:
+        async with fake_llm() as llm:
+            for begin in range(0, 1000, 100):
+                await asyncio.gather(
+                    *(
+                        first_delta(llm, f"r{begin + i}", list(b"abc"), SamplingParams(n=2, max_tokens=900))
+                        for i in range(100)
+                    )
+                )
+            await until_idle(llm)
+            assert text_of(await answer(llm, "last", list(b"abc"), SamplingParams(max_tokens=3))) == "abc"
+
+    run(test())
+
+
+def test_an_abort_overtakes_the_addition_it_belongs_to() -> None:
+    async def test() -> None:
+        async with fake_llm() as llm:
+            poisonous = asyncio.create_task(answer(llm, "r", [POISON], LONG))
+            running = asyncio.create_task(answer(llm, "long", list(b"abc"), SamplingParams(max_tokens=50)))
+            await asyncio.sleep(0)  # both tasks have sent their request, in one turn of the loop
+            poisonous.cancel()
+            assert len(text_of(await running)) == 50
+
+    # The engine takes messages once a step: when the abort is late the poison is computed, so the test is tried in the state it is about.
+    with pytest.raises(EngineDead):
+        for _ in range(20):
+            run(test())
+        raise EngineDead("never")
+
+
+def test_a_reader_that_lags_gets_what_waits_as_one_delta() -> None:
+    async def test() -> None:
+        async with fake_llm() as llm:
+            async with aclosing(llm.generate("r", list(b"abc"), SamplingParams(max_tokens=100, logprobs=0))) as deltas:
+                first = await anext(deltas)
+                await asyncio.sleep(0.4)
+                rest = [delta async for delta in deltas]
+            assert len(rest) == 1
+            assert len(first.text + rest[0].text) == 100
+            assert rest[0].logprobs is not None
+            assert len(rest[0].logprobs) == len(rest[0].token_ids)
+
+    run(test())
+
+
+def test_merged_outputs_keep_the_prompts_share_of_the_first_and_the_end_of_the_last() -> None:
+    first = SequenceOutput("r", 0, [1], [TokenLogprob(1, -1.0)], prompt_logprobs=[None], num_cached_tokens=7)
+    other = SequenceOutput("r", 1, [5], [TokenLogprob(5, -5.0)])
+    last = SequenceOutput("r", 0, [2, 3], [TokenLogprob(2, -2.0), TokenLogprob(3, -3.0)], "stop", 3)
+    joined, alone = merged([first, other, last])
+    assert alone == other
+    assert joined == SequenceOutput(
+        "r",
+        0,
+        [1, 2, 3],
+        [TokenLogprob(1, -1.0), TokenLogprob(2, -2.0), TokenLogprob(3, -3.0)],
+        "stop",
+        3,
+        prompt_logprobs=[None],
+        num_cached_tokens=7,
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "message"),
+    [
+        ([], {}, "at least one token"),
+        ([1, 256], {}, "token id 256; this model's ids are 0 to 255"),
+        ([-1], {}, "token id -1"),
+        ([1] * 1003, {}, "1003 tokens and needs 1 more for its answer; this model takes 1000: 4 too many"),
+        ([1] * 1001, {"max_tokens": 0}, "1001 tokens; this model takes 1000: 1 too many"),
+        ([1], {"logprobs": 6}, "logprobs must be at most 5, got 6"),
+        ([1], {"stop_token_ids": [256]}, "stop_token_ids holds token id 256"),
+        ([1] * (MAX_PROMPT_LEN + 1), {}, "never fits"),
+    ],
+)
+def test_a_request_that_can_never_be_served_is_refused_and_disturbs_no_other(
+    prompt: list[int], params: dict[str, object], message: str
+) -> None:
+    async def test() -> None:
+        async with fake_llm() as llm:
+            other = asyncio.create_task(answer(llm, "other", list(b"abc"), SamplingParams(max_tokens=100)))
+            with pytest.raises(InvalidRequest, match=message):
+                await answer(llm, "r", prompt, SamplingParams(**params))  # type: ignore[arg-type]
+            assert len(text_of(await other)) == 100
+
+    run(test())
+
+
+def test_two_live_requests_cannot_have_one_id() -> None:
+    async def test() -> None:
+        async with fake_llm() as llm, aclosing(llm.generate("r", list(b"abc"), LONG)) as deltas:
+            await anext(deltas)
+            with pytest.raises(InvalidRequest, match="'r' is being served"):
+                await answer(llm, "r", list(b"abc"), LONG)
+            assert (await anext(deltas)).text
+
+    run(test())
+
+
+def test_when_the_engine_dies_every_request_ends_at_once() -> None:
+    async def test() -> None:
+        async with fake_llm() as llm:
+            others = [asyncio.create_task(answer(llm, f"r{i}", list(b"abc"), LONG)) for i in range(10)]
+            await asyncio.sleep(0.02)
+            began = time.monotonic()
+            with pytest.raises(EngineDead, match="killed by SIGKILL"):
+                await answer(llm, "poison", [POISON], LONG)
+            results = await asyncio.gather(*others, return_exceptions=True)
+            assert all(isinstance(result, EngineDead) for result in results)
+            assert (await llm.wait_dead()).message == "the engine process ended (killed by SIGKILL)"
+            with pytest.raises(EngineDead):
+                await answer(llm, "late", list(b"abc"), LONG)
+            assert time.monotonic() - began < 1.0
+
+    run(test())
+
+
+def test_closing_ends_the_process_its_requests_and_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    async def test() -> None:
+        async with fake_llm() as llm:
+            (folder,) = tmp_path.iterdir()
+            assert folder.stat().st_mode & 0o777 == 0o700
+            request = asyncio.create_task(answer(llm, "r", list(b"abc"), LONG))
+            await asyncio.sleep(0.02)
+            await llm.close()
+            with pytest.raises(EngineDead, match="shut down"):
+                await request
+        assert not list(tmp_path.iterdir())
+
+    run(test())
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)  # there is no child any more
+
+
+def test_text_work_runs_off_the_loop() -> None:
+    async def test() -> None:
+        async with fake_llm() as llm:
+            assert await llm.encode("né") == list("né".encode())
+            assert await llm.render_chat([{"role": "user", "content": "hello"}]) == "hello;"
+            with pytest.raises(InvalidRequest, match="surrogate"):
+                await llm.encode("\ud800")
+
+    run(test())
+
+
+def test_a_model_that_cannot_be_loaded_is_reported_in_the_engines_words() -> None:
+    async def test() -> None:
+        engine = await EngineProcess.start(COMMAND)
+        with pytest.raises(ModelLoadError, match="damaged: there is nothing in it"):
+            await engine.load(EngineConfig(model="damaged"))
+        assert (await engine.died()).message == "the engine process ended (exit code 2)"
+        await engine.close()
+
+    run(test())
+
+
+def test_an_engine_that_fails_while_loading_is_reported_dead(capfd: pytest.CaptureFixture[str]) -> None:
+    async def test() -> None:
+        engine = await EngineProcess.start(COMMAND)
+        with pytest.raises(EngineDead, match="exit code 1"):
+            await engine.load(EngineConfig(model="broken"))
+        await engine.close()
+
+    run(test())
+    assert "a fault of ours" in capfd.readouterr().err
+
+
+def test_an_engine_that_is_still_loading_can_be_closed() -> None:
+    async def test() -> None:
+        engine = await EngineProcess.start(COMMAND)
+        loading = asyncio.create_task(engine.load(EngineConfig(model="slow")))
+        await asyncio.sleep(0.3)
+        began = time.monotonic()
+        loading.cancel()
+        await engine.close()
+        assert time.monotonic() - began < 1.0
+
+    run(test())
