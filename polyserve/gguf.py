@@ -1,18 +1,21 @@
 """GGUF files (versions 2 and 3, little-endian) read over a memory map: header, metadata and tensor index. No torch.
 
-Layout   magic "GGUF" | version u32 | number of tensors u64 | number of metadata entries u64
-         entry   key string | value type u32 | value       tensor   name string | dimensions u32, u64 each, innermost first
-         string  length in bytes u64 | UTF-8                        | type u32 | offset u64 in the tensor data
-         array   element type u32 | count u64 | elements
-         tensor data begins at the next multiple of `general.alignment` (32 if it is not there)
-The file is not trusted: each count, length, size and offset is checked against it before it is used. Whatever is damaged,
-truncated or foreign is a ModelLoadError of one line. Tensor bytes are views of the map, so that only what is used is ever read.
+Layout   magic "GGUF" | version u32 | number of tensors u64 | number of metadata entries u64 | entries | tensors | data
+entry    key string | value type u32 | value
+tensor   name string | number of dimensions u32 | dimensions u64 each, innermost first | type u32 | offset in data u64
+string   length in bytes u64 | UTF-8
+array    element type u32 | count u64 | elements
+data     begins at the next multiple of `general.alignment`, or of 32
+The file is not trusted: each count, length, size and offset is checked against it before it is used. Whatever is
+damaged, truncated or foreign is a ModelLoadError of one line. Tensor bytes are views of the map: only what is used is
+ever read.
 Source   https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import mmap
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import NoReturn
@@ -28,11 +31,34 @@ _MIN_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8  # empty name, one dimension
 
 # The types that `gguf.quants.dequantize` can turn into fp32.
 READABLE_TYPES = frozenset(
-    GGMLQuantizationType[name]
-    for name in (
-        "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K TQ1_0 TQ2_0 MXFP4 NVFP4 "
-        "IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS"
-    ).split()
+    {
+        GGMLQuantizationType.F32,
+        GGMLQuantizationType.F16,
+        GGMLQuantizationType.BF16,
+        GGMLQuantizationType.Q4_0,
+        GGMLQuantizationType.Q4_1,
+        GGMLQuantizationType.Q5_0,
+        GGMLQuantizationType.Q5_1,
+        GGMLQuantizationType.Q8_0,
+        GGMLQuantizationType.Q2_K,
+        GGMLQuantizationType.Q3_K,
+        GGMLQuantizationType.Q4_K,
+        GGMLQuantizationType.Q5_K,
+        GGMLQuantizationType.Q6_K,
+        GGMLQuantizationType.TQ1_0,
+        GGMLQuantizationType.TQ2_0,
+        GGMLQuantizationType.MXFP4,
+        GGMLQuantizationType.NVFP4,
+        GGMLQuantizationType.IQ1_S,
+        GGMLQuantizationType.IQ1_M,
+        GGMLQuantizationType.IQ2_XXS,
+        GGMLQuantizationType.IQ2_XS,
+        GGMLQuantizationType.IQ2_S,
+        GGMLQuantizationType.IQ3_XXS,
+        GGMLQuantizationType.IQ3_S,
+        GGMLQuantizationType.IQ4_NL,
+        GGMLQuantizationType.IQ4_XS,
+    }
 )
 
 _SCALARS: dict[GGUFValueType, struct.Struct] = {
@@ -64,7 +90,7 @@ class GGUFTensor:
 
 @dataclass(frozen=True, slots=True)
 class GGUFFile:
-    """What a file says. Metadata values are int, float, bool, str, list[str] (arrays of strings) or np.ndarray (other arrays)."""
+    """What a file says. A metadata value is an int, float, bool, str, list[str], or an np.ndarray (any other array)."""
 
     path: Path
     metadata: dict[str, object]
@@ -72,7 +98,7 @@ class GGUFFile:
 
 
 def read_gguf(path: Path) -> GGUFFile:
-    """Read header, metadata and tensor index. Raises ModelLoadError, with one line, if the file is not a whole, readable GGUF file."""
+    """Read header, metadata and tensor index. Raises ModelLoadError if the file is not a whole, readable GGUF file."""
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
@@ -183,8 +209,9 @@ class _Cursor:
         count = self.count(form.size, f"the length of {key!r}")
         raw = self.take(count * form.size, f"metadata {key!r}")
         if kind == GGUFValueType.BOOL:
-            return np.frombuffer(raw, np.uint8) != 0
-        return np.frombuffer(raw, np.dtype(form.format))
+            return np.frombuffer(raw, np.uint8).astype(np.bool_)
+        numbers: np.ndarray = np.frombuffer(raw, np.dtype(form.format))
+        return numbers
 
 
 def _read_header(cursor: _Cursor) -> tuple[int, int]:
@@ -235,7 +262,7 @@ def _read_tensors(cursor: _Cursor, num_tensors: int, alignment: int) -> dict[str
         spans.append((begin, end, name))
         tensors[name] = GGUFTensor(name, shape, kind, content[begin:end].reshape(*shape[:-1], row_bytes))
     spans.sort()
-    for (_, end, name), (begin, _, other) in zip(spans, spans[1:], strict=False):
+    for (_, end, name), (begin, _, other) in pairwise(spans):
         if begin < end:
             cursor.fail(f"tensors {name!r} and {other!r} overlap")
     return tensors

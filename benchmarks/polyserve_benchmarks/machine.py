@@ -35,7 +35,7 @@ def num_cores() -> int:
 
 
 def read_bandwidth(num_threads: int) -> float:
-    """Bytes a second at which this many threads read memory: the best of a second of tries, since neighbours only slow it."""
+    """Bytes a second at which this many threads read memory: the best of many tries, since neighbours only slow it."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,7 +1,7 @@
 """Tokens a second of one model under a fixed random workload, beside what the machine's memory would allow.
 
-Measured from outside, as a server's client sees it: the engine in its own process, requests through `AsyncLLM`, every answer
-exactly `output_len` tokens (greedy, end of sequence ignored). A short run of the same shape warms up before each measurement.
+Measured from outside, as a server sees it: the engine in its own process, requests through `AsyncLLM`, every answer
+`output_len` tokens (greedy, end of sequence ignored). A short run of the same shape warms up before each measurement.
 
 first token     from the moment all requests are sent to a stream's first token, prompt included
 tokens/s        all generated tokens over the whole time, prompts included
@@ -11,6 +11,7 @@ of the limit    weights read in one step / step, over the memory bandwidth measu
 """
 
 import asyncio
+import itertools
 import json
 import statistics
 import time
@@ -140,7 +141,7 @@ def summary(start: float, streams: list[list[float]], *, input_len: int, limit: 
     steps = [
         later - earlier
         for arrivals in streams
-        for earlier, later in zip(arrivals, arrivals[1:], strict=False)
+        for earlier, later in itertools.pairwise(arrivals)
         if together <= earlier and later <= ends
     ]
     step = statistics.median(steps) if steps else None

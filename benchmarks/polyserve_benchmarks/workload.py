@@ -1,7 +1,7 @@
-"""A fixed random workload: N streams at once, each with its own prompt of random token ids and an answer of fixed length.
+"""A fixed random workload: N streams at once, each with its own prompt of random token ids and a fixed answer length.
 
-Lengths are in tokens. The same seed gives the same prompts on every machine; no two prompts of a run begin alike, so that
-the prefix cache has nothing to give.
+Lengths are in tokens. The same seed gives the same prompts on every machine; no two prompts of a run begin alike, so
+that the prefix cache has nothing to give.
 """
 
 import random

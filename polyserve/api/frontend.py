@@ -7,6 +7,7 @@ A protocol only reads its own messages into these calls and writes the deltas ou
 tokenising and template rendering run in AsyncLLM's threads.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
@@ -32,7 +33,10 @@ class Message:
     name: str | None = None
 
     def for_template(self) -> dict[str, object]:
-        message: dict[str, object] = {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+        message: dict[str, object] = {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": self.content,
+        }
         if self.name is not None:
             message["name"] = self.name
         return message
@@ -119,7 +123,9 @@ class Frontend:
         arrived = time.monotonic()
         params = _sampling_params(options, scores_prompt=echo)
         if not 0 < len(prompts) * params.n <= MAX_SEQUENCES:
-            message = f"a request has 1 to {MAX_SEQUENCES} choices in all, got {len(prompts)} prompts with n = {params.n}"
+            message = (
+                f"a request has 1 to {MAX_SEQUENCES} choices in all, got {len(prompts)} prompts with n = {params.n}"
+            )
             raise InvalidRequest(message, param="prompt")
         read = [await self.read_prompt(prompt) for prompt in prompts]
         for prompt in read:
@@ -152,7 +158,9 @@ class Frontend:
         """The prompt that the chat template makes; it writes the special tokens itself."""
         messages, continues = conversation.messages, conversation.continue_final_message
         if not 0 < len(messages) <= MAX_MESSAGES:
-            raise InvalidRequest(f"messages must have 1 to {MAX_MESSAGES} messages, got {len(messages)}", param="messages")
+            raise InvalidRequest(
+                f"messages must have 1 to {MAX_MESSAGES} messages, got {len(messages)}", param="messages"
+            )
         adds = not continues if conversation.add_generation_prompt is None else conversation.add_generation_prompt
         if adds and continues:
             message = "continue_final_message cannot go with add_generation_prompt: the answer begins in one place"
@@ -164,13 +172,24 @@ class Frontend:
         )
         return await self.read_prompt(text, add_special_tokens=add_special_tokens)
 
+    async def decode(self, token_ids: Sequence[int], *, field: str, skip_special_tokens: bool) -> str:
+        """The text of token ids, which the protocol calls `field`."""
+        tokenizer = self.llm.tokenizer
+        for token_id in token_ids:
+            if not 0 <= token_id < tokenizer.vocab_size:
+                message = f"{field} holds token id {token_id}; this tokenizer's ids are 0 to {tokenizer.vocab_size - 1}"
+                raise InvalidRequest(message, param=field)
+        return await asyncio.to_thread(tokenizer.decode, token_ids, skip_special_tokens=skip_special_tokens)
+
     async def run(self, request: Admitted) -> AsyncGenerator[tuple[int, ChoiceDelta], None]:
         """(prompt's index, delta) as they come. Leaving it early (`aclose`, cancellation) aborts the request in the engine.
 
         The first delta of a prompt carries its log-probabilities, if they were asked for, whichever choice it belongs to.
         """
         streams = [
-            self._run_prompt(request, index) if request.params.prompt_logprobs is None else self._run_scored(request, index)
+            self._run_prompt(request, index)
+            if request.params.prompt_logprobs is None
+            else self._run_scored(request, index)
             for index in range(len(request.prompts))
         ]
         async with aclosing(merged(streams)) as deltas:

@@ -28,7 +28,9 @@ class Metrics:
     def __init__(self, llm: AsyncLLM) -> None:
         registry = self._registry = CollectorRegistry()
         registry.register(_EngineCounts(llm))
-        self.prompt_tokens = Counter("polyserve_prompt_tokens", "tokens of prompts, once for each prompt", registry=registry)
+        self.prompt_tokens = Counter(
+            "polyserve_prompt_tokens", "tokens of prompts, once for each prompt", registry=registry
+        )
         self.generation_tokens = Counter("polyserve_generation_tokens", "tokens that were generated", registry=registry)
         self.ended = Counter(
             "polyserve_request_success",
@@ -126,7 +128,11 @@ class _EngineCounts(Collector):
             ("polyserve_kv_cache_usage_ratio", "KV blocks in use, from 0 to 1", in_use / max(1, stats.num_blocks)),
         )
         counters = (
-            ("polyserve_prefix_cache_queries", "prompt tokens looked up in the prefix cache", stats.prefix_query_tokens),
+            (
+                "polyserve_prefix_cache_queries",
+                "prompt tokens looked up in the prefix cache",
+                stats.prefix_query_tokens,
+            ),
             ("polyserve_prefix_cache_hits", "prompt tokens found in the prefix cache", stats.prefix_hit_tokens),
             ("polyserve_num_preemptions", "sequences that lost their blocks to others", stats.num_preemptions),
         )

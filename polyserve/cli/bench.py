@@ -1,12 +1,12 @@
-"""`polyserve bench`: measurements, which live in `polyserve_benchmarks`; the last line of output is one JSON document."""
+"""`polyserve bench`: the measurements of `polyserve_benchmarks`. The last line of output is one JSON document."""
 
 import asyncio
 
 import click
-from polyserve_benchmarks.workload import Workload
 
 from polyserve.cli.options import Flags, SectionedCommand, flags_of
 from polyserve.config import EngineConfig
+from polyserve_benchmarks.workload import Workload
 
 
 @click.group()
@@ -21,9 +21,8 @@ def throughput(engine: Flags[EngineConfig], workload: Flags[Workload]) -> None:
     """Tokens a second, time to first token, and how near that is to what the memory allows."""
     engine_config, asked = engine.build(), workload.build()
 
-    from polyserve_benchmarks.throughput import run
-
     from polyserve.log import set_up_logging
+    from polyserve_benchmarks.throughput import run
 
     set_up_logging("warning")
     asyncio.run(run(engine_config, asked))

@@ -13,14 +13,13 @@ import functools
 import re
 from collections.abc import Callable, Mapping
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Generic, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Generic, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import click
 
 from polyserve.errors import InvalidRequest
 
 T = TypeVar("T")
-P = ParamSpec("P")
 R = TypeVar("R")
 
 _NONE = object()  # the word `none` on the command line, where leaving the flag out means something else
@@ -32,9 +31,8 @@ class Flags(Generic[T]):
 
     owner: type[T]
     given: dict[str, object]  # by field name
-    defaults: Mapping[str, object] = dataclasses.field(
-        default_factory=dict
-    )  # where the command's differ from the dataclass's
+    defaults: Mapping[str, object]  # where the command's differ from the dataclass's
+    argument: str | None = None  # the field that is the command's positional argument
 
     def build(self) -> T:
         """The dataclass's value. Raises click.UsageError, naming the flag, if the dataclass refuses it."""
@@ -42,12 +40,25 @@ class Flags(Generic[T]):
         try:
             return make(**{**self.defaults, **self.given})
         except (ValueError, InvalidRequest) as error:
-            raise click.UsageError(_naming_the_flag(error, self.owner)) from error
+            raise click.UsageError(self._naming_the_flag(error)) from error
 
     def refuse(self, why: str) -> None:
         """Raise click.UsageError if any of these flags was given: here they would be without effect."""
         for name in self.given:
-            raise click.UsageError(f"{flag_name(name)} has no effect {why}")
+            raise click.UsageError(f"{self._spelt(name)} has no effect {why}")
+
+    def _naming_the_flag(self, error: ValueError | InvalidRequest) -> str:
+        """The message of the dataclass's check, with fields (first word, or one with an underscore) spelt as flags."""
+        message = re.sub(r"^\w+|\w+_\w+", lambda word: self._spelt(word[0]), str(error))
+        if isinstance(error, InvalidRequest) and error.param and self._spelt(error.param) not in message:
+            return f"{self._spelt(error.param)}: {message}"
+        return message
+
+    def _spelt(self, word: str) -> str:
+        """A field's name as it is on the command line; any other word as it is."""
+        if word == self.argument:
+            return word.upper()
+        return flag_name(word) if word in {field.name for field in dataclasses.fields(cast(Any, self.owner))} else word
 
 
 def flags_of(
@@ -76,10 +87,10 @@ def flags_of(
         def with_flags(**values: Any) -> R:
             chosen = {field.name: values.pop(field.name) for field in fields}
             given = {name: None if value is _NONE else value for name, value in chosen.items() if value is not None}
-            return command(**values, **{parameter: Flags(owner, given, overrides)})
+            return command(**values, **{parameter: Flags(owner, given, overrides, argument)})
 
         params = [_param(field, hints[field.name], overrides, argument=argument, section=section) for field in fields]
-        with_flags.__click_params__ = [*reversed(params), *getattr(command, "__click_params__", [])]  # type: ignore[attr-defined]
+        with_flags.__click_params__ = [*getattr(command, "__click_params__", []), *reversed(params)]  # type: ignore[attr-defined]
         return with_flags
 
     return decorate
@@ -199,12 +210,3 @@ def _help(field: dataclasses.Field[Any], overrides: Mapping[str, object]) -> str
     if isinstance(default, bool):
         default = "on" if default else "off"
     return f"{text}; default: {default}"
-
-
-def _naming_the_flag(error: ValueError | InvalidRequest, owner: type[Any]) -> str:
-    """The message of a dataclass's check, a field in it (its first word, or one with an underscore) spelt as a flag."""
-    names = {field.name for field in dataclasses.fields(owner)}
-    message = re.sub(r"^\w+|\w+_\w+", lambda word: flag_name(word[0]) if word[0] in names else word[0], str(error))
-    if isinstance(error, InvalidRequest) and error.param in names and flag_name(error.param) not in message:
-        return f"{flag_name(error.param)}: {message}"
-    return message

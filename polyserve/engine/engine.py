@@ -27,9 +27,9 @@ log = get_logger(__name__)
 class Engine:
     def __init__(self, model: Decoder, config: EngineConfig) -> None:
         dtype, block_size = model.head_weight.dtype, config.block_size
-        max_model_len = config.max_model_len or model.config.max_len
-        if max_model_len > model.config.max_len:
-            raise ModelLoadError(f"max_model_len is {max_model_len}, but this model takes {model.config.max_len} tokens")
+        max_model_len = config.max_model_len or model.max_model_len
+        if max_model_len > model.max_model_len:
+            raise ModelLoadError(f"max_model_len must be at most {model.max_model_len}, got {max_model_len}")
         block_bytes = bytes_per_block(model.config, block_size=block_size, dtype=dtype)
         num_blocks = num_blocks_for(
             config.kv_cache_memory_bytes,

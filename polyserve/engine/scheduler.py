@@ -107,7 +107,7 @@ class Scheduler:
 
     def schedule(self) -> Step:
         """The next step. It has no chunks only if nothing is live."""
-        budget, num_preemptions = self._max_num_batched_tokens, self._num_preemptions
+        budget = self._max_num_batched_tokens
         chunks: list[Chunk] = []
         admitted: list[NewSequence] = []
         copies: list[tuple[int, int]] = []
@@ -121,9 +121,7 @@ class Scheduler:
                 chunks.append(self._chunk(seq, budget))
                 budget -= chunks[-1].num_tokens
 
-        # Nobody enters in a step in which somebody had to leave: it would take the room that was just made.
-        room_is_short = self._num_preemptions > num_preemptions
-        while self._waiting and budget and not room_is_short and len(self._running) < self._max_num_seqs:
+        while self._waiting and budget and len(self._running) < self._max_num_seqs:
             seq = self._waiting[0]
             copied = self._admit(seq)
             if copied is None:

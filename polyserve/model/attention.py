@@ -36,7 +36,7 @@ class Attention(nn.Module):
         """[T, C] -> [T, C]"""
         q, k, v = (part.unflatten(1, (-1, self.config.head_size)) for part in self.qkv(x).split(self.sizes, dim=1))
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = _norm_heads(self.q_norm, q), _norm_heads(self.k_norm, k)
+            q, k = self.q_norm(q), self.k_norm(k)  # each head alone
         spec = AttentionSpec(
             scale=self.config.score_scale,
             alibi_slopes=self.alibi_slopes,
@@ -45,8 +45,3 @@ class Attention(nn.Module):
             interleaved=self.config.rotary_interleaved,
         )
         return self.out(context.attend(self.layer, q, k, v, rotary, spec).flatten(1))
-
-
-def _norm_heads(norm: Norm, x: Tensor) -> Tensor:
-    """Normalise each head of x [T, H, D] alone."""
-    return norm(x.flatten(0, 1)).view(x.shape)

@@ -84,6 +84,8 @@ class ModelConfig:
         rotary_layers = self.num_layers if self.rotary_size else 0
         if len(self.rope_bases) != rotary_layers or len(self.rope_scalings) != rotary_layers:
             raise ValueError(f"rotary bases and scalings must be given for each of {rotary_layers} layers")
+        if any(base <= 1 for base in self.rope_bases):
+            raise ValueError(f"rotary bases must be more than 1, got {min(self.rope_bases):g}")
         if self.windows and len(self.windows) != self.num_layers:
             raise ValueError(f"{len(self.windows)} windows for {self.num_layers} layers")
 

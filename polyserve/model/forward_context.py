@@ -47,13 +47,37 @@ class PagedContext:
         k_cache, v_cache = self.k_caches[layer], self.v_caches[layer]
         cos, sin = rotary if rotary is not None else (None, None)
         q = ops.rotary_write_kv(q, k, v, cos, sin, k_cache, v_cache, self.slot_mapping, interleaved=spec.interleaved)
-        n, options = self.num_decodes, {"scale": spec.scale, "alibi_slopes": spec.alibi_slopes, "window": spec.window, "soft_cap": spec.soft_cap}
-        parts = []
+        n = self.num_decodes
+        parts: list[Tensor] = []
         if n:
-            parts.append(ops.paged_decode(q[:n], k_cache, v_cache, self.block_tables[:n], self.seq_lens[:n], **options))
+            parts.append(
+                ops.paged_decode(
+                    q[:n],
+                    k_cache,
+                    v_cache,
+                    self.block_tables[:n],
+                    self.seq_lens[:n],
+                    scale=spec.scale,
+                    alibi_slopes=spec.alibi_slopes,
+                    window=spec.window,
+                    soft_cap=spec.soft_cap,
+                )
+            )
         if n < len(self.seq_lens):
-            cu_seqlens_q = self.cu_seqlens_q[n:] - n
-            parts.append(ops.paged_prefill(q[n:], k_cache, v_cache, self.block_tables[n:], self.seq_lens[n:], cu_seqlens_q, **options))
+            parts.append(
+                ops.paged_prefill(
+                    q[n:],
+                    k_cache,
+                    v_cache,
+                    self.block_tables[n:],
+                    self.seq_lens[n:],
+                    self.cu_seqlens_q[n:] - n,
+                    scale=spec.scale,
+                    alibi_slopes=spec.alibi_slopes,
+                    window=spec.window,
+                    soft_cap=spec.soft_cap,
+                )
+            )
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -64,5 +88,13 @@ class PackedContext:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rotary: tuple[Tensor, Tensor] | None, spec: AttentionSpec) -> Tensor:
         if rotary is not None:
             q, k = ops.rotary(q, k, *rotary, interleaved=spec.interleaved)
-        options = {"scale": spec.scale, "alibi_slopes": spec.alibi_slopes, "window": spec.window, "soft_cap": spec.soft_cap}
-        return ops.attention_varlen(q, k, v, self.cu_seqlens, **options)
+        return ops.attention_varlen(
+            q,
+            k,
+            v,
+            self.cu_seqlens,
+            scale=spec.scale,
+            alibi_slopes=spec.alibi_slopes,
+            window=spec.window,
+            soft_cap=spec.soft_cap,
+        )

@@ -14,7 +14,7 @@ from polyserve_kernels import ops
 
 
 class Norm(nn.Module):
-    """x is [T, C] in any float dtype, the residual stream [T, C] fp32, y in `out_dtype`."""
+    """x is [..., C] in any float dtype, the residual stream [T, C] fp32, y in `out_dtype`."""
 
     def __init__(self, config: ModelConfig, size: int, *, out_dtype: torch.dtype) -> None:
         super().__init__()

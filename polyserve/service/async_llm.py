@@ -1,9 +1,9 @@
 """The front of a server: text in, text out, for many requests at a time, with the engine in another process.
 
     encode, render_chat   off the event loop, in a few threads
-    generate              Add -> engine;  Outputs -> a reader task -> the request's list -> SequenceText -> ChoiceDelta
+    generate              Add -> engine;  Outputs -> the request's list -> its own task: SequenceText -> ChoiceDelta
 
-The reader never waits for a client: outputs of a request that nobody fetches wait in its list, at most `n` times the
+Nothing waits for a client: outputs of a request that nobody fetches wait in its list, at most `n` times the
 model's length of them, and are handed over as one delta a choice when it comes back. A request that its client leaves
 is aborted in the engine, and so is a choice that a stop string has ended. When the engine process ends, every request
 ends with EngineDead at once. Never imports torch and never blocks the loop.
@@ -24,7 +24,7 @@ from polyserve.output import LogprobEntry, SequenceText, prompt_logprob_entries
 from polyserve.request import FinishReason, SequenceOutput, admit, check_request
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.engine_process import COMMAND, EngineProcess
-from polyserve.service.messages import Abort, Add, EngineStats, Ready
+from polyserve.service.messages import Abort, Add, EngineStats, Outputs, Ready
 from polyserve.tokenizer.base import Tokenizer
 from polyserve.tokenizer.load import load_tokenizer
 
@@ -65,7 +65,8 @@ class AsyncLLM:
         self._death: EngineDead | None = None
         self._streams: dict[str, _Stream] = {}
         self._threads = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
-        self._tasks = [asyncio.create_task(self._distribute()), asyncio.create_task(self._watch())]
+        self._watcher = asyncio.create_task(self._watch())
+        engine.listen(self._distribute)
 
     @classmethod
     async def start(
@@ -197,20 +198,17 @@ class AsyncLLM:
     async def close(self) -> None:
         """End the engine process. Requests that still run end with EngineDead."""
         self._die(EngineDead("the engine was shut down"))
-        for task in self._tasks:
-            task.cancel()
+        self._watcher.cancel()
         await self._engine.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _distribute(self) -> None:
-        """Hand what the engine sends to whom it belongs."""
-        while True:
-            message = await self._engine.receive()
-            self.stats = message.stats
-            for output in message.outputs:
-                stream = self._streams.get(output.request_id)
-                if stream is not None:  # else its client has left
-                    stream.put(output)
+    def _distribute(self, step: Outputs) -> None:
+        """Hand what a step brought to whom it belongs."""
+        self.stats = step.stats
+        for output in step.outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is not None:  # else its client has left
+                stream.put(output)
 
     async def _watch(self) -> None:
         """Notice the engine's death."""

@@ -11,12 +11,11 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 from polyserve.config import EngineConfig
 from polyserve.errors import EngineDead, ModelLoadError
@@ -42,11 +41,15 @@ class EngineProcess:
         self._folder = folder
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[EngineMessage] = msgspec.msgpack.Decoder(EngineMessage)
-        self._context = zmq.asyncio.Context()
+        self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
             self._socket.setsockopt(option, 0)
         self._socket.connect(f"ipc://{self._socket_path}")
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket.fileno(), self._read)
+        self._greeting: asyncio.Future[Ready | Failed] = self._loop.create_future()
+        self._deliver: Callable[[Outputs], None] = _ignore
 
     @classmethod
     async def start(cls, command: Sequence[str] = COMMAND) -> "EngineProcess":
@@ -65,6 +68,10 @@ class EngineProcess:
             raise
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def _socket_path(self) -> Path:
         return self._folder / "engine.sock"
 
@@ -75,33 +82,39 @@ class EngineProcess:
         start = Start(config, str(self._socket_path), level.lower())
         self._process.stdin.write(msgspec.json.encode(start) + b"\n")
         self.send(Hello())
-        answer = asyncio.create_task(self._receive())
         death = asyncio.create_task(self.died())
         try:
-            await asyncio.wait((answer, death), return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
+            await asyncio.wait((self._greeting, death), return_when=asyncio.FIRST_COMPLETED)
+            if not self._greeting.done():
                 raise await death
-            message = await answer
         finally:
-            answer.cancel()
             death.cancel()
-        if isinstance(message, Failed):
-            raise ModelLoadError(message.message)
-        assert isinstance(message, Ready), f"the engine's first message is {message}"
-        return message
+        greeting = self._greeting.result()
+        if isinstance(greeting, Failed):
+            raise ModelLoadError(greeting.message)
+        return greeting
+
+    def listen(self, deliver: Callable[[Outputs], None]) -> None:
+        """From now on, call `deliver` on the event loop with what each step brings."""
+        self._deliver = deliver
 
     def send(self, message: FrontMessage) -> None:
         """Pass a message on; it is queued at once and without limit."""
         self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
+        self._loop.call_soon(self._read)
 
-    async def receive(self) -> Outputs:
-        """What the next step brought."""
-        message = await self._receive()
-        assert isinstance(message, Outputs), f"the engine sent {message} after its start"
-        return message
+    def _read(self) -> None:
+        """Take every message that is there.
 
-    async def _receive(self) -> EngineMessage:
-        return self._decoder.decode(await self._socket.recv())
+        Called when the socket's descriptor says that something happened. It says so once, and a send can have taken
+        note of it (zmq_getsockopt, ZMQ_FD). zmq.asyncio does the same with a future for each message, in twice the time.
+        """
+        while not self._socket.closed and int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            message = self._decoder.decode(self._socket.recv(zmq.NOBLOCK))
+            if isinstance(message, Outputs):
+                self._deliver(message)
+            else:
+                self._greeting.set_result(message)
 
     async def died(self) -> EngineDead:
         """Wait for the end of the process and say how it ended."""
@@ -121,5 +134,12 @@ class EngineProcess:
                 self._process.kill()
             await self._process.wait()
         finally:
-            self._context.destroy(linger=0)
+            if not self._socket.closed:
+                self._loop.remove_reader(self._socket.fileno())
+                self._socket.close()
+                self._context.term()
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _ignore(_: Outputs) -> None:
+    """Who listens to an engine that nobody has asked for anything yet."""

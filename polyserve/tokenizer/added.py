@@ -1,6 +1,6 @@
-"""Strings that are tokens by themselves: looked for in the text before it is tokenised, the longest first at each place.
+"""Strings that are tokens by themselves, looked for in a text before it is tokenised; the longest first at each place.
 
-This is what Hugging Face calls added tokens: special tokens, and words that were added to a vocabulary after its training.
+Hugging Face calls them added tokens: special tokens, and words that were added to a vocabulary after its training.
 """
 
 import re
@@ -18,7 +18,7 @@ class AddedToken:
 
 
 class AddedTokens:
-    """Cuts texts at added tokens. Vocabularies have thousands of them, so a place is looked up by length and not compared with each."""
+    """Cuts texts at added tokens. There can be thousands: a place is looked up by length, not compared with each."""
 
     def __init__(self, tokens: list[AddedToken]) -> None:
         self._tokens = {token.content: token for token in tokens if token.content}

@@ -1,9 +1,10 @@
-"""What every tokenizer does, whatever file it came from: text to token ids, token ids to exact bytes, messages to a prompt.
+"""What every tokenizer does, whatever file it came from: text to token ids, ids to exact bytes, messages to a prompt.
 
 Text      str; a string that is a special token's own text becomes that token's id, as in Hugging Face tokenizers
-Bytes     what one token adds to a text. A token may hold part of a character, so text is decoded from joined bytes only
+Bytes     what one token adds to a text. A token may hold part of a character: text is decoded from joined bytes only
 Lossless  decode(encode(text)) == text, unless the tokenizer itself normalises the text
-Ids run from 0 to vocab_size - 1; a model's embedding may have more rows than that. All methods may be called from any thread.
+Ids       0 to vocab_size - 1; a model's embedding may have more rows than that
+All methods may be called from any thread.
 """
 
 from abc import ABC, abstractmethod
@@ -37,7 +38,7 @@ class SpecialIds:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerInfo:
-    """What a client needs to use this tokenizer from afar; the field names are those of the `/tokenizer_info` endpoint."""
+    """What a client needs to use this tokenizer from afar; the fields are those of the `/tokenizer_info` endpoint."""
 
     tokenizer_class: str
     vocab_size: int
@@ -50,7 +51,7 @@ class TokenizerInfo:
 
 
 class Tokenizer(ABC):
-    """A subclass gives `_encode` and `_bytes_of`, which must work before it calls this constructor."""
+    """A subclass gives `_encode` and `_bytes_of`; both must work before it calls this constructor."""
 
     def __init__(
         self,
@@ -91,11 +92,12 @@ class Tokenizer(ABC):
             text.encode()
         except UnicodeEncodeError as error:
             wrong = f"U+{ord(text[error.start]):04X}"
-            raise InvalidRequest(f"the text is not valid Unicode: character {error.start} is the lone surrogate {wrong}") from error
+            message = f"the text is not valid Unicode: character {error.start} is the lone surrogate {wrong}"
+            raise InvalidRequest(message) from error
         return self._encode(text, add_special_tokens=add_special_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What the token adds to the text, exactly; a special token's own text. Raises InvalidRequest for an id out of range."""
+        """What the token adds to the text, exactly; a special token's own text. An unknown id is an InvalidRequest."""
         if not 0 <= token_id < self.vocab_size:
             raise InvalidRequest(f"there is no token {token_id}; this tokenizer's ids are 0 to {self.vocab_size - 1}")
         known = self._bytes[token_id]

@@ -1,10 +1,11 @@
 """Conversations to prompts: a jinja template from a checkpoint, rendered in a sandbox.
 
-Messages  [{"role": "user", "content": "..."}, ...]: plain values only; a template sees what Hugging Face's `apply_chat_template` shows
-          it: `messages`, `add_generation_prompt`, `bos_token`, `eos_token`, `tools` and `documents` (None), `raise_exception`,
-          `strftime_now`, `tojson`, `{% generation %}` blocks and loop controls
-Templates are code from whoever made the checkpoint. The sandbox keeps them from reaching Python; nothing but this module renders one,
-and no request can bring its own. They are compiled once, when the tokenizer is loaded.
+Messages   [{"role": "user", "content": "..."}, ...], plain values only
+Template   sees what Hugging Face's `apply_chat_template` shows it: `messages`, `add_generation_prompt`, `bos_token`,
+           `eos_token`, `tools` and `documents` (None), `raise_exception`, `strftime_now`, `tojson`,
+           `{% generation %}` blocks, loop controls
+Templates are code from whoever made the checkpoint. The sandbox keeps them from reaching Python; only this module
+renders one, and no request can bring its own. They are compiled once, when the tokenizer is loaded.
 """
 
 import json
@@ -18,8 +19,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from polyserve.errors import InvalidRequest, ModelLoadError
 
-# Stands where a final message ends, to find that place again in the rendered prompt. Its second half is not a character of Unicode, so
-# that no text or template holds it. The space after it shows whether the template trims messages.
+# Stands where a final message ends, to find that place again in the rendered prompt. Its second half is not a character
+# of Unicode: no text or template holds it. A space that is put after it shows whether the template trims messages.
 _END_MARK = "\U0010fffd\U0010fffe"
 
 
@@ -43,8 +44,8 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
     ) -> str:
-        """The prompt of a conversation. `add_generation_prompt` opens the assistant's turn; `continue_final_message` leaves the last message
-        open instead, to be gone on with. Raises InvalidRequest if the template refuses the messages."""
+        """The prompt of a conversation. `add_generation_prompt` opens the assistant's turn; `continue_final_message`
+        leaves the last message open instead, to be gone on with. Messages that the template refuses: InvalidRequest."""
         if not continue_final_message:
             return self._render(messages, add_generation_prompt)
         if add_generation_prompt:
@@ -58,11 +59,15 @@ class ChatTemplate:
         """The prompt up to the end of the last message's text."""
         content = messages[-1].get("content") if messages else None
         if not isinstance(content, str):
-            raise InvalidRequest("continue_final_message needs a last message whose content is a text", param="messages")
+            raise InvalidRequest(
+                "continue_final_message needs a last message whose content is a text", param="messages"
+            )
         marked: dict[str, object] = {**messages[-1], "content": content + _END_MARK + " "}
         rendered = self._render([*messages[:-1], marked], add_generation_prompt=False)
         if _END_MARK not in rendered:
-            raise InvalidRequest("the chat template leaves the last message out, so it cannot be continued", param="messages")
+            raise InvalidRequest(
+                "the chat template leaves the last message out, so it cannot be continued", param="messages"
+            )
         kept, _, rest = rendered.rpartition(_END_MARK)
         return kept if rest.startswith(" ") else kept.rstrip()
 
@@ -71,16 +76,24 @@ class ChatTemplate:
             return self._template.render(
                 messages=messages, add_generation_prompt=add_generation_prompt, tools=None, documents=None
             )
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        except (
+            TemplateError,
+            TypeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             # Whatever Python raises inside the template: it did not expect messages like these.
             reason = str(error) or type(error).__name__
             raise InvalidRequest(f"the chat template refuses these messages: {reason}", param="messages") from error
 
 
 class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}` marks what the assistant says, for training; here its inside is rendered as it is."""
+    """`{% generation %}...{% endgeneration %}` marks what the assistant says, for training; its inside is rendered."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012  jinja's own declaration
 
     def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
         next(parser.stream)

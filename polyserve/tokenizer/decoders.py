@@ -3,9 +3,10 @@
 ByteLevel      each character is one byte, in GPT-2's alphabet of 256 printable characters
 ByteFallback   `<0xNN>` is a byte, everything else is UTF-8; before that, Replace turns ▁ into a space
 Metaspace      UTF-8 with ▁ for a space; the space before the first word is not part of the text
-Any other decoder (WordPiece, BPEDecoder, CTC, Replace by a regular expression, ...) is refused by name: its tokens have no bytes of
-their own, or none that could be told without knowing their neighbours.
-Source   https://github.com/openai/gpt-2/blob/master/src/encoder.py (bytes_to_unicode), https://huggingface.co/docs/tokenizers/api/decoders
+Any other decoder (WordPiece, BPEDecoder, CTC, Replace by a regular expression) is refused by name: its tokens have no
+bytes of their own, or none that could be told without knowing their neighbours.
+Source   https://huggingface.co/docs/tokenizers/api/decoders
+         alphabet: https://github.com/openai/gpt-2/blob/master/src/encoder.py (bytes_to_unicode)
 """
 
 import re
@@ -18,7 +19,7 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 characters are themselves, the other bytes take the characters from U+0100 on, in order."""
+    """GPT-2's alphabet: printable Latin-1 characters are themselves, the other bytes are U+0100 and on, in order."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     alphabet = {chr(byte): byte for byte in printable}

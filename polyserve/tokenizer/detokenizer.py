@@ -1,4 +1,4 @@
-"""Token ids to text while they arrive. A character that is not whole yet is held back; bytes that can never be part of one are U+FFFD.
+"""Token ids to text while they arrive: characters are held back until whole, bytes that cannot become one are U+FFFD.
 
     "".join(push(part) for part in parts) + flush()  ==  b"".join(bytes of every token).decode("utf-8", "replace")
 
@@ -14,7 +14,7 @@ _new_decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class Detokenizer:
-    """The text of one growing sequence. The space before a text's first word is kept: the sequence continues a prompt."""
+    """The text of one growing sequence. A space before the first word is kept: the sequence continues a prompt."""
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
@@ -28,14 +28,12 @@ class Detokenizer:
     def bytes_of(self, token_ids: Iterable[int]) -> bytes:
         """What these tokens add. An id beyond the vocabulary (a padding row of the embedding) adds nothing."""
         tokenizer, skipped = self._tokenizer, self._skipped
-        return b"".join(
-            tokenizer.token_bytes(i) for i in token_ids if i not in skipped and i < tokenizer.vocab_size
-        )
+        return b"".join(tokenizer.token_bytes(i) for i in token_ids if i not in skipped and i < tokenizer.vocab_size)
 
     def push_bytes(self, data: bytes) -> str:
-        """The text that these bytes complete: for a caller that looks at the bytes of the tokens before they become text."""
+        """The text that these bytes complete, for a caller that looks at the tokens' bytes first."""
         return self._decoder.decode(data)
 
     def flush(self) -> str:
-        """What was held back, at the end of the sequence: U+FFFD if a character was left unfinished, otherwise nothing."""
+        """What was held back, at the end of the sequence: U+FFFD for a character left unfinished, or nothing."""
         return self._decoder.decode(b"", final=True)

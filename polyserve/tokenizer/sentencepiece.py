@@ -1,9 +1,9 @@
 """SentencePiece vocabularies, BPE or unigram as the model says, through the `sentencepiece` library.
 
-Piece    a string in which ▁ stands for a space, a byte `<0xNN>`, or a token of its own (control, unknown)
-Text     is cut at special tokens first; each part goes to the library alone. A vocabulary that wants a space before every text
-         (`add_dummy_prefix`) gets it before the first part only, and not if the text begins with a special token: that is how
-         Llama tokenizers with `legacy=False` work, and PolyLM's is one. `decode` takes that space away again
+Piece   a string in which ▁ stands for a space, a byte `<0xNN>`, or a token of its own (control, unknown)
+Text    is cut at special tokens first; each part goes to the library alone. A vocabulary that wants a space before
+        every text (`add_dummy_prefix`) gets it before the first part only, and not if the text begins with a special
+        token: so do Llama tokenizers with `legacy=False`, and PolyLM's is one. `decode` takes that space away again
 The library's `encode` releases the interpreter's lock (since 0.2.3), so a long text does not hold up other threads.
 Source   https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 from sentencepiece import SentencePieceProcessor
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]  # no stub
 
 from polyserve.errors import ModelLoadError
 from polyserve.tokenizer.added import AddedToken, AddedTokens
@@ -95,7 +95,7 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def load_sentencepiece(path: Path, settings: TokenizerSettings) -> SentencePieceTokenizer:
-    """The tokenizer of a `tokenizer.model` file. Raises ModelLoadError if the file, or what the settings say of it, cannot be used."""
+    """The tokenizer of a `tokenizer.model`; a ModelLoadError if it, or what the settings say of it, is unusable."""
     name = (settings.tokenizer_class or "AutoTokenizer").removesuffix("Fast")
     if name not in _PLAIN_CLASSES:
         raise ModelLoadError(f"{path}: tokenizer_class {name} is not supported over a SentencePiece model")
@@ -109,12 +109,8 @@ def load_sentencepiece(path: Path, settings: TokenizerSettings) -> SentencePiece
     special = resolve_special(settings, source=path, ids=ids, fallback=vocabulary.special)
     add_bos = settings.model_type in _BOS_BY_DEFAULT if settings.add_bos is None else settings.add_bos
     prefix_space = vocabulary.prefix_space if settings.add_prefix_space is None else settings.add_prefix_space
-    around = Around(
-        add_bos=add_bos, add_eos=bool(settings.add_eos), prefix_space=prefix_space, added=settings.added
-    )
-    return SentencePieceTokenizer(
-        vocabulary, special=special, around=around, chat_template=settings.chat_template
-    )
+    around = Around(add_bos=add_bos, add_eos=bool(settings.add_eos), prefix_space=prefix_space, added=settings.added)
+    return SentencePieceTokenizer(vocabulary, special=special, around=around, chat_template=settings.chat_template)
 
 
 def open_vocabulary(proto: ModelProto, source: Path) -> Vocabulary:

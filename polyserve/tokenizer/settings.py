@@ -1,10 +1,10 @@
 """What the JSON files beside a tokenizer say about it: special tokens, BOS, ids that end an answer, chat template.
 
-tokenizer_config.json     bos_token, eos_token, pad_token, unk_token, added_tokens_decoder, add_bos_token, chat_template and more
+tokenizer_config.json     bos_token, eos_token, pad_token, unk_token, added tokens, add_bos_token, chat_template, ...
 special_tokens_map.json   the same tokens in older checkpoints; tokenizer_config.json goes first
 added_tokens.json         {content: id} in older checkpoints
 chat_template.jinja       goes before the template in tokenizer_config.json
-generation_config.json, config.json   eos_token_id, one id or several: also ones that the tokenizer's own files do not name
+generation_config.json    eos_token_id, one id or several, also ones that no tokenizer file names; else from config.json
 Every file may be missing. One that is there and is not what it should be is a ModelLoadError.
 """
 
@@ -64,10 +64,10 @@ def read_settings(folder: Path) -> TokenizerSettings:
 def resolve_special(
     settings: TokenizerSettings, *, source: Path, ids: Mapping[str, int], fallback: SpecialIds
 ) -> SpecialIds:
-    """Turn the settings' strings into ids of a vocabulary `ids`, with what the vocabulary itself says where they say nothing.
+    """Turn the settings' strings into ids of a vocabulary; where they say nothing, what the vocabulary says counts.
 
-    An id from the model's configuration counts only if it is a token that is more than text: early PolyLM configurations name the last
-    word of the vocabulary as BOS and EOS."""
+    An id from the model's configuration counts only if that token is more than text: early PolyLM configurations name
+    the last word of the vocabulary as BOS and EOS."""
     found = {name: ids.get(content) for name, content in settings.named.items()}
     for name in ("bos_token", "eos_token"):
         if name in found and found[name] is None:
@@ -104,11 +104,15 @@ def _read_added(folder: Path, tokenizer: Mapping[str, object], *, special: set[s
     if not isinstance(listed, dict):
         raise ModelLoadError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder must be an object")
     for key, value in listed.items():
-        content = _content(value)
+        content = _content(value) or ""
         if not key.isdecimal() or not isinstance(value, dict) or not content:
-            raise ModelLoadError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder has the unusable entry {key!r}")
+            raise ModelLoadError(
+                f"{folder / 'tokenizer_config.json'}: added_tokens_decoder has the unusable entry {key!r}"
+            )
         if value.get("single_word"):
-            raise ModelLoadError(f"{folder / 'tokenizer_config.json'}: single_word is not supported (added token {content!r})")
+            raise ModelLoadError(
+                f"{folder / 'tokenizer_config.json'}: single_word is not supported (added token {content!r})"
+            )
         added[int(key)] = AddedToken(
             content,
             int(key),
@@ -129,7 +133,9 @@ def _read_template(folder: Path, tokenizer: Mapping[str, object]) -> str | None:
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")
     if template is not None and not isinstance(template, str):
-        raise ModelLoadError(f"{folder / 'tokenizer_config.json'}: chat_template must be a text or a list of named ones")
+        raise ModelLoadError(
+            f"{folder / 'tokenizer_config.json'}: chat_template must be a text or a list of named ones"
+        )
     return template
 
 

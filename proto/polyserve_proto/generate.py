@@ -37,8 +37,12 @@ def _same(fresh: Path, committed: Path) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m polyserve_proto.generate", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a committed file is outdated")
+    parser = argparse.ArgumentParser(
+        prog="python -m polyserve_proto.generate", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with 1 if a committed file is outdated"
+    )
     if not parser.parse_args().check:
         generate(ROOT)
         return 0

@@ -1,6 +1,7 @@
 """The figures of `polyserve bench throughput`, from arrivals made up here."""
 
 import pytest
+
 from polyserve_benchmarks.throughput import Limit, summary
 from polyserve_benchmarks.workload import Workload, random_prompts
 
@@ -50,5 +51,5 @@ def test_no_two_prompts_begin_alike():
 def test_a_workload_without_tokens_is_refused(field):
     with pytest.raises(ValueError, match=f"^{field} must be at least 1, got 0$"):
         Workload(**{field: 0})
-    with pytest.raises(ValueError, match="^num_streams must be at least 1, got 0$"):
+    with pytest.raises(ValueError, match=r"^num_streams must be at least 1, got 0$"):
         Workload(num_streams=[8, 0])

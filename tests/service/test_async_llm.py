@@ -2,6 +2,10 @@
 
 import asyncio
 import os
+import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -151,22 +155,6 @@ def test_a_thousand_disconnects_leave_nothing_behind() -> None:
     run(test())
 
 
-def test_an_abort_overtakes_the_addition_it_belongs_to() -> None:
-    async def test() -> None:
-        async with fake_llm() as llm:
-            poisonous = asyncio.create_task(answer(llm, "r", [POISON], LONG))
-            running = asyncio.create_task(answer(llm, "long", list(b"abc"), SamplingParams(max_tokens=50)))
-            await asyncio.sleep(0)  # both tasks have sent their request, in one turn of the loop
-            poisonous.cancel()
-            assert len(text_of(await running)) == 50
-
-    # The engine takes messages once a step: when the abort is late the poison is computed, so the test is tried in the state it is about.
-    with pytest.raises(EngineDead):
-        for _ in range(20):
-            run(test())
-        raise EngineDead("never")
-
-
 def test_a_reader_that_lags_gets_what_waits_as_one_delta() -> None:
     async def test() -> None:
         async with fake_llm() as llm:
@@ -200,27 +188,16 @@ def test_merged_outputs_keep_the_prompts_share_of_the_first_and_the_end_of_the_l
     )
 
 
-@pytest.mark.parametrize(
-    ("prompt", "params", "message"),
-    [
-        ([], {}, "at least one token"),
-        ([1, 256], {}, "token id 256; this model's ids are 0 to 255"),
-        ([-1], {}, "token id -1"),
-        ([1] * 1003, {}, "1003 tokens and needs 1 more for its answer; this model takes 1000: 4 too many"),
-        ([1] * 1001, {"max_tokens": 0}, "1001 tokens; this model takes 1000: 1 too many"),
-        ([1], {"logprobs": 6}, "logprobs must be at most 5, got 6"),
-        ([1], {"stop_token_ids": [256]}, "stop_token_ids holds token id 256"),
-        ([1] * (MAX_PROMPT_LEN + 1), {}, "never fits"),
-    ],
-)
-def test_a_request_that_can_never_be_served_is_refused_and_disturbs_no_other(
-    prompt: list[int], params: dict[str, object], message: str
-) -> None:
+def test_a_request_that_can_never_be_served_is_refused_and_disturbs_no_other() -> None:
     async def test() -> None:
         async with fake_llm() as llm:
             other = asyncio.create_task(answer(llm, "other", list(b"abc"), SamplingParams(max_tokens=100)))
-            with pytest.raises(InvalidRequest, match=message):
-                await answer(llm, "r", prompt, SamplingParams(**params))  # type: ignore[arg-type]
+            with pytest.raises(InvalidRequest, match="token id 256; this model's ids are 0 to 255"):  # by the front
+                await answer(llm, "r", [256], LONG)
+            with pytest.raises(InvalidRequest, match="501 tokens never fits"):  # by the engine
+                await answer(llm, "r", [1] * (MAX_PROMPT_LEN + 1), SamplingParams(n=2))
+            with pytest.raises(InvalidRequest, match="logprobs must be at most 5"):
+                llm.check([1], SamplingParams(logprobs=6))
             assert len(text_of(await other)) == 100
 
     run(test())
@@ -274,10 +251,55 @@ def test_closing_ends_the_process_its_requests_and_its_folder(tmp_path: Path, mo
         os.waitpid(-1, os.WNOHANG)  # there is no child any more
 
 
-def test_text_work_runs_off_the_loop() -> None:
+def test_signals_for_the_front_do_not_reach_the_engine() -> None:
+    async def test() -> None:
+        engine = await EngineProcess.start(COMMAND)
+        await engine.load(EngineConfig(model="fake"))
+        os.kill(engine.pid, signal.SIGINT)
+        os.kill(engine.pid, signal.SIGTERM)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(engine.died(), 0.2)
+        await engine.close()
+
+    run(test())
+
+
+def test_the_engine_ends_and_removes_its_folder_when_its_front_is_killed(tmp_path: Path) -> None:
+    front = """
+import asyncio, os, signal
+from polyserve.config import EngineConfig
+from polyserve.service.engine_process import EngineProcess
+from support.fake_engine import COMMAND
+async def main():
+    engine = await EngineProcess.start(COMMAND)
+    await engine.load(EngineConfig(model="fake"))
+    print(engine.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run([sys.executable, "-c", front], env=environment, stdout=subprocess.PIPE, check=False)
+    assert result.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 2.0
+    while Path(f"/proc/{int(result.stdout)}").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not Path(f"/proc/{int(result.stdout)}").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_text_work_runs_beside_the_loop() -> None:
     async def test() -> None:
         async with fake_llm() as llm:
+            threads = []
+            encode = llm.tokenizer.encode
+
+            def watched(text: str, *, add_special_tokens: bool = True) -> list[int]:
+                threads.append(threading.current_thread())
+                return encode(text, add_special_tokens=add_special_tokens)
+
+            llm.tokenizer.encode = watched  # type: ignore[method-assign]
             assert await llm.encode("né") == list("né".encode())
+            assert threading.main_thread() not in threads
             assert await llm.render_chat([{"role": "user", "content": "hello"}]) == "hello;"
             with pytest.raises(InvalidRequest, match="surrogate"):
                 await llm.encode("\ud800")

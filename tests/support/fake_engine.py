@@ -50,10 +50,12 @@ class FakeEngine:
         if config.model == "slow":
             time.sleep(60)
         self._sequences: list[_Sequence] = []
+        self.num_added = 0
 
     def add(self, request: Request) -> None:
         if len(request.prompt_ids) > MAX_PROMPT_LEN:
             raise InvalidRequest(f"a prompt of {len(request.prompt_ids)} tokens never fits", param="prompt")
+        self.num_added += 1
         self._sequences += [_Sequence(request, choice) for choice in range(request.params.n)]
 
     def abort(self, request_id: str, choice: int | None = None) -> None:

@@ -124,6 +124,9 @@ def _write_metadata(writer: gguf.GGUFWriter, config: dict, family: str) -> None:
         _write_rope(writer, config["rope_parameters"])
     if family == "gemma3":
         writer.add_sliding_window(config["sliding_window"])
+        sliding = [kind == "sliding_attention" for kind in config["layer_types"]]
+        if sliding != [bool((layer + 1) % 6) for layer in range(len(sliding))]:  # else llama.cpp knows it
+            writer.add_sliding_window_pattern(sliding)
         _write_rope(writer, config["rope_parameters"]["full_attention"])
         if config["final_logit_softcapping"]:
             writer.add_final_logit_softcapping(config["final_logit_softcapping"])

@@ -35,12 +35,15 @@ class Chunks:
 
     def __init__(self, common: Mapping[str, object], *, include_usage: bool) -> None:
         self._head = b"data: " + orjson.dumps(common)[:-1] + b',"choices":['
-        self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+        self._tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
 
-    def choice(self, choice: Mapping[str, object]) -> bytes:
-        return self._head + orjson.dumps(choice) + self._tail
+    def choice(self, choice: Mapping[str, object], *, beside: Mapping[str, object] | None = None) -> bytes:
+        """A chunk of one choice's object, with further members `beside` the choices."""
+        more = b"," + orjson.dumps(beside)[1:-1] if beside else b""
+        return self._head + orjson.dumps(choice) + b"]" + more + self._tail
 
     def usage(self, usage: Mapping[str, object]) -> bytes:
+        """The last chunk, of no choice."""
         return self._head + b'],"usage":' + orjson.dumps(usage) + b"}\n\n"
 
 
@@ -48,11 +51,13 @@ class EventStream(Response):
     """Sends events as they are made. An error before the first one is an ordinary error response; later it is the last event."""
 
     def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
-        super().__init__(media_type="text/event-stream", headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        super().__init__(
+            media_type="text/event-stream", headers={"cache-control": "no-cache", "x-accel-buffering": "no"}
+        )
         del self.headers["content-length"]
         self._events = events
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         with suppress(Cancelled):  # nobody is left to be told
             await while_connected(receive, self._send_all(send))
 

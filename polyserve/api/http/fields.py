@@ -45,9 +45,9 @@ class Only:
         return {"enum": [None, *self.harmless]}
 
 
-def _prompts(value: object) -> list[str | list[int]]:
+def _prompts(value: Any) -> list[str | list[int]]:
     """One prompt or several, each a text or its token ids, as a list."""
-    prompts = value if isinstance(value, list) and value and not isinstance(value[0], int) else [value]
+    prompts: list[Any] = value if isinstance(value, list) and value and not isinstance(value[0], int) else [value]
     for position, prompt in enumerate(prompts):
         if isinstance(prompt, str):
             continue
@@ -108,7 +108,11 @@ PROMPT_SCHEMA = {
         {"type": "string"},
         {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},
         {"type": "array", "minItems": 1, "items": {"type": "string"}},
-        {"type": "array", "minItems": 1, "items": {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}},
+        {
+            "type": "array",
+            "minItems": 1,
+            "items": {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},
+        },
     ]
 }
 TEXT_PART_SCHEMA = {

@@ -96,7 +96,8 @@ def num_characters(data: bytes) -> int:
 def chat_logprobs(entries: Sequence[LogprobEntry], *, hidden: Collection[int]) -> dict[str, object]:
     """`logprobs` of a chat choice. A token that is not in the text has no bytes, so that the bytes make up the text."""
     content = [
-        {**_chat_token(entry, hidden), "top_logprobs": [_chat_token(other, hidden) for other in entry.top]} for entry in entries
+        {**_chat_token(entry, hidden), "top_logprobs": [_chat_token(other, hidden) for other in entry.top]}
+        for entry in entries
     ]
     return {"content": content, "refusal": None}
 

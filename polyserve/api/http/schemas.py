@@ -127,7 +127,15 @@ class ChatBody(GenerationBody, ConversationBody):
     safety_identifier: Label | None = None
     # unsupported
     audio: Unsupported = None
-    function_call: Annotated[JsonValue, Only(("none", "auto",))] = None
+    function_call: Annotated[
+        JsonValue,
+        Only(
+            (
+                "none",
+                "auto",
+            )
+        ),
+    ] = None
     functions: Annotated[JsonValue, Only(([],))] = None
     modalities: Annotated[JsonValue, Only((["text"],))] = None
     moderation: Unsupported = None
@@ -138,9 +146,25 @@ class ChatBody(GenerationBody, ConversationBody):
     prompt_cache_retention: Unsupported = None
     reasoning_effort: Annotated[JsonValue, Only(("none",))] = None
     response_format: Annotated[JsonValue, Only(({"type": "text"},))] = None
-    service_tier: Annotated[JsonValue, Only(("auto", "default",))] = None
+    service_tier: Annotated[
+        JsonValue,
+        Only(
+            (
+                "auto",
+                "default",
+            )
+        ),
+    ] = None
     store: Annotated[JsonValue, Only((False,))] = None
-    tool_choice: Annotated[JsonValue, Only(("none", "auto",))] = None
+    tool_choice: Annotated[
+        JsonValue,
+        Only(
+            (
+                "none",
+                "auto",
+            )
+        ),
+    ] = None
     tools: Annotated[JsonValue, Only(([],))] = None
     verbosity: Annotated[JsonValue, Only(("medium",))] = None
     web_search_options: Unsupported = None

@@ -23,7 +23,7 @@ WANTED = {
 
 def sentence(error: Mapping[str, Any]) -> InvalidRequest:
     """The error for one entry of `ValidationError.errors()`, whose location starts with "body"."""
-    location = [part for part in error["loc"][1:]]
+    location = list(error["loc"][1:])
     kind, given = error["type"], error["input"]
     if kind == "json_invalid":
         return InvalidRequest(f"the request body is not JSON: {error['ctx']['error']} (at character {error['loc'][1]})")

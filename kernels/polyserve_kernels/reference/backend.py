@@ -1,0 +1,17 @@
+"""The operations of this backend by name; `polyserve_kernels.backend.Backend` is what is asked of it."""
+
+from polyserve_kernels.reference.activation import bias_gelu, gated_gelu, gated_silu
+from polyserve_kernels.reference.attention import attention_varlen, paged_decode, paged_prefill
+from polyserve_kernels.reference.cross_entropy import token_logprobs
+from polyserve_kernels.reference.kv_cache import copy_blocks, rotary_write_kv
+from polyserve_kernels.reference.matmul import matmul
+from polyserve_kernels.reference.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from polyserve_kernels.reference.random import random_uniform
+from polyserve_kernels.reference.rotary import rotary
+from polyserve_kernels.reference.sampling import head_logits, head_topk, num_vocab_tiles
+
+__all__ = [
+    "add_layer_norm", "add_rms_norm", "attention_varlen", "bias_gelu", "copy_blocks", "gated_gelu", "gated_silu", "head_logits",
+    "head_topk", "layer_norm", "matmul", "num_vocab_tiles", "paged_decode", "paged_prefill", "random_uniform", "rms_norm", "rotary",
+    "rotary_write_kv", "token_logprobs",
+]  # fmt: skip

@@ -1,0 +1,135 @@
+"""Protocol buffers to the values that both protocols share, and back.
+
+Fields of SamplingParams have the same names on both sides, so they are copied, not listed; what a client did not set is left out.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+from google.protobuf.message import Message as ProtoMessage
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from polyserve.api.frontend import Admitted, Conversation, Message, Usage
+from polyserve.errors import InvalidRequest
+from polyserve.output import LogprobEntry, TopLogprob
+from polyserve.service.async_llm import ChoiceDelta
+from polyserve.tokenizer.base import Tokenizer
+from polyserve_proto.v1 import polyserve_pb2 as pb
+
+Role = Literal["system", "developer", "user", "assistant"]
+
+ROLES: dict[int, Role] = {
+    pb.ChatMessage.ROLE_SYSTEM: "system",
+    pb.ChatMessage.ROLE_DEVELOPER: "developer",
+    pb.ChatMessage.ROLE_USER: "user",
+    pb.ChatMessage.ROLE_ASSISTANT: "assistant",
+}
+FINISH_REASONS = {"stop": pb.FINISH_REASON_STOP, "length": pb.FINISH_REASON_LENGTH}
+
+
+class HasConversation(Protocol):
+    """ChatRequest and Conversation: both say what is to be answered, in the same fields."""
+
+    @property
+    def messages(self) -> Sequence[pb.ChatMessage]: ...
+    @property
+    def add_generation_prompt(self) -> bool: ...
+    @property
+    def continue_final_message(self) -> bool: ...
+    def HasField(self, field_name: Literal["add_generation_prompt"]) -> bool: ...
+
+
+def refuse_unknown(message: ProtoMessage) -> None:
+    """Raise InvalidRequest if the message, or one inside it, has a field that this server does not know."""
+    unknown = UnknownFieldSet(message)
+    if len(unknown):
+        number = unknown[0].field_number
+        raise InvalidRequest(f"{message.DESCRIPTOR.name} has the unknown field number {number}", code="unknown_field")
+    for field, value in message.ListFields():
+        if field.message_type is None or field.message_type.GetOptions().map_entry:
+            continue
+        for inner in value if field.is_repeated else [value]:
+            refuse_unknown(inner)
+
+
+def sampling_options(params: pb.SamplingParams) -> dict[str, Any]:
+    """Those fields of SamplingParams that the client set."""
+    return {field.name: _plain(value) for field, value in params.ListFields()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, int | float | str):
+        return value
+    return dict(value) if hasattr(value, "items") else list(value)
+
+
+def conversation(request: HasConversation) -> Conversation:
+    """What is to be answered. Raises InvalidRequest for a message without a role."""
+    adds = request.add_generation_prompt if request.HasField("add_generation_prompt") else None
+    return Conversation(
+        messages=[_message(position, message) for position, message in enumerate(request.messages)],
+        add_generation_prompt=adds,
+        continue_final_message=request.continue_final_message,
+    )
+
+
+def _message(position: int, message: pb.ChatMessage) -> Message:
+    role = ROLES.get(message.role)
+    if role is None:
+        field = f"messages[{position}].role"
+        wanted = "'system', 'developer', 'user' or 'assistant'"
+        raise InvalidRequest(f"{field} must be {wanted}, got {message.role}", param=field)
+    return Message(role, message.content, message.name if message.HasField("name") else None)
+
+
+def prompt_event(request: Admitted, first: ChoiceDelta, tokenizer: Tokenizer) -> pb.Prompt:
+    """What the request's prompt became."""
+    token_ids = request.prompts[0].token_ids
+    prompt = pb.Prompt(token_ids=token_ids)
+    if first.prompt_logprobs is not None:
+        for token_id, entry in zip(token_ids, first.prompt_logprobs, strict=True):
+            prompt.logprobs.append(_first_logprob(tokenizer, token_id) if entry is None else _logprob(entry))
+    return prompt
+
+
+def choice_delta(delta: ChoiceDelta) -> pb.ChoiceDelta:
+    """What is new in a choice."""
+    message = pb.ChoiceDelta(choice=delta.choice, text=delta.text, token_ids=delta.token_ids)
+    if delta.logprobs is not None:
+        message.logprobs.extend(map(_logprob, delta.logprobs))
+    if delta.finish_reason is not None:
+        message.finish_reason = FINISH_REASONS[delta.finish_reason]
+    if isinstance(delta.stop_reason, str):
+        message.stop_string = delta.stop_reason
+    elif delta.stop_reason is not None:
+        message.stop_token_id = delta.stop_reason
+    return message
+
+
+def usage_event(usage: Usage) -> pb.Usage:
+    """How many tokens it was."""
+    return pb.Usage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cached_tokens=usage.cached_tokens,
+    )
+
+
+def _logprob(entry: LogprobEntry) -> pb.TokenLogprob:
+    return pb.TokenLogprob(
+        token_id=entry.token_id,
+        token=entry.token,
+        bytes=entry.bytes,
+        logprob=entry.logprob,
+        top=map(_top, entry.top),
+    )
+
+
+def _first_logprob(tokenizer: Tokenizer, token_id: int) -> pb.TokenLogprob:
+    return pb.TokenLogprob(
+        token_id=token_id, token=tokenizer.token_text(token_id), bytes=tokenizer.token_bytes(token_id)
+    )
+
+
+def _top(entry: TopLogprob) -> pb.TopLogprob:
+    return pb.TopLogprob(token_id=entry.token_id, token=entry.token, bytes=entry.bytes, logprob=entry.logprob)

@@ -1,0 +1,23 @@
+"""The HTTP server's application: every route, and one shape for every error. Speaks OpenAI's API, and vLLM's where OpenAI has none."""
+
+from fastapi import FastAPI
+
+from polyserve import __version__
+from polyserve.api.frontend import Frontend
+from polyserve.api.http.chat import chat_router
+from polyserve.api.http.completions import completions_router
+from polyserve.api.http.errors import add_error_handlers
+from polyserve.api.http.models import models_router
+from polyserve.api.http.operations import operations_router
+from polyserve.api.http.tokenizer import tokenizer_router
+
+ROUTERS = (chat_router, completions_router, models_router, tokenizer_router, operations_router)
+
+
+def create_app(frontend: Frontend) -> FastAPI:
+    """The application for one served model. `/openapi.json` describes it."""
+    app = FastAPI(title="PolyServe", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    for make_router in ROUTERS:
+        app.include_router(make_router(frontend))
+    add_error_handlers(app)
+    return app

@@ -1,0 +1,170 @@
+"""POST /v1/chat/completions: answer a conversation.
+
+A stream opens each choice with its role, sends text as it comes, and ends the choice with its finish reason in a chunk of its own;
+the chunks of several choices come in any order. `echo` begins the answer with the last message, if that is the assistant's.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from fastapi import APIRouter, Request, Response
+
+from polyserve.api.frontend import Admitted, Frontend, Usage
+from polyserve.api.http.body import JsonRoute, json_response
+from polyserve.api.http.events import DONE, Chunks, EventStream, while_connected
+from polyserve.api.http.logprobs import chat_logprobs, prompt_logprobs
+from polyserve.api.http.schemas import ChatBody
+from polyserve.api.http.usage import usage_object
+from polyserve.output import LogprobEntry
+from polyserve.service.async_llm import ChoiceDelta
+
+
+def chat_router(frontend: Frontend) -> APIRouter:
+    """The route of this file, for one served model."""
+    router = APIRouter(route_class=JsonRoute)
+
+    @router.post("/v1/chat/completions")
+    async def create_chat_completion(body: ChatBody, request: Request) -> Response:
+        frontend.check_model(body.model)
+        include_usage = body.wants_usage_chunk()
+        request_id = f"chatcmpl-{uuid.uuid4().hex}"
+        conversation = body.conversation(body.messages)
+        admitted = await frontend.admit_chat(request_id, conversation, body.options(), renamed=body.renamed())
+        answer = _Answer(frontend, body, admitted)
+        if body.stream:
+            return EventStream(answer.events(include_usage=include_usage))
+        return json_response(await while_connected(request.receive, answer.whole()))
+
+    return router
+
+
+@dataclass(slots=True)
+class _Choice:
+    """One choice so far."""
+
+    texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    entries: list[LogprobEntry] = field(default_factory=list)
+    end: ChoiceDelta | None = None
+
+
+class _Answer:
+    """One request's answer, whole or in chunks."""
+
+    def __init__(self, frontend: Frontend, body: ChatBody, request: Admitted) -> None:
+        self._frontend = frontend
+        self._body = body
+        self._request = request
+        self._usage = Usage.of(request)
+        last = body.messages[-1]
+        self._opening = last.content if body.echo and last.role == "assistant" else ""
+        hides = request.params.skip_special_tokens
+        self._hidden = frontend.llm.tokenizer.special_ids if hides else frozenset()
+
+    def _common(self, kind: str) -> dict[str, object]:
+        return {
+            "id": self._request.request_id,
+            "object": kind,
+            "created": int(time.time()),
+            "model": self._frontend.model_name,
+            "system_fingerprint": self._frontend.llm.numerics_id,
+        }
+
+    async def whole(self) -> dict[str, object]:
+        """The response object."""
+        response = self._common("chat.completion")
+        of_prompt: dict[str, object] | None = None
+        choices = [_Choice([self._opening]) for _ in range(self._request.num_choices)]
+        async with aclosing(self._frontend.run(self._request)) as deltas:
+            async for _, delta in deltas:
+                self._usage.count(0, delta)
+                if of_prompt is None:
+                    of_prompt = await self._of_prompt(delta)
+                choice = choices[delta.choice]
+                choice.texts.append(delta.text)
+                choice.token_ids += delta.token_ids
+                choice.entries += _written(delta)
+                choice.end = delta
+        response["choices"] = [self._choice_object(index, choice) for index, choice in enumerate(choices)]
+        return {**response, "usage": usage_object(self._usage), **(of_prompt or {})}
+
+    def _choice_object(self, index: int, choice: _Choice) -> dict[str, object]:
+        assert choice.end is not None
+        value: dict[str, object] = {
+            "index": index,
+            "message": {"role": "assistant", "content": "".join(choice.texts), "refusal": None},
+            "logprobs": self._logprobs(choice.entries),
+            "finish_reason": choice.end.finish_reason,
+            "stop_reason": choice.end.stop_reason,
+        }
+        if self._body.return_token_ids:
+            value["token_ids"] = choice.token_ids
+        return value
+
+    async def events(self, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
+        """The stream's events. The first one tells what was asked to know of the prompt."""
+        chunks = Chunks(self._common("chat.completion.chunk"), include_usage=include_usage)
+        opened: set[int] = set()
+        async with aclosing(self._frontend.run(self._request)) as deltas:
+            async for _, delta in deltas:
+                self._usage.count(0, delta)
+                if delta.choice not in opened:
+                    of_prompt = None if opened else await self._of_prompt(delta)
+                    opened.add(delta.choice)
+                    yield chunks.choice(self._role_chunk(delta.choice), beside=of_prompt)
+                entries = _written(delta)
+                if delta.text or entries or self._body.return_token_ids:
+                    yield chunks.choice(self._text_chunk(delta, entries))
+                if delta.finish_reason is not None:
+                    yield chunks.choice(_end_chunk(delta))
+        if include_usage:
+            yield chunks.usage(usage_object(self._usage))
+        yield DONE
+
+    async def _of_prompt(self, first: ChoiceDelta) -> dict[str, object]:
+        """What was asked to know of the prompt; off the event loop, since prompts can be long."""
+        value: dict[str, object] = {}
+        if first.prompt_logprobs is not None:
+            value["prompt_logprobs"] = await asyncio.to_thread(prompt_logprobs, first.prompt_logprobs)
+        if self._body.return_token_ids:
+            value["prompt_token_ids"] = self._request.prompts[0].token_ids
+        return value
+
+    def _logprobs(self, entries: list[LogprobEntry]) -> dict[str, object] | None:
+        return chat_logprobs(entries, hidden=self._hidden) if self._body.logprobs else None
+
+    def _role_chunk(self, index: int) -> dict[str, object]:
+        delta = {"role": "assistant", "content": self._opening, "refusal": None}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def _text_chunk(self, delta: ChoiceDelta, entries: list[LogprobEntry]) -> dict[str, object]:
+        chunk: dict[str, object] = {
+            "index": delta.choice,
+            "delta": {"content": delta.text},
+            "logprobs": self._logprobs(entries),
+            "finish_reason": None,
+        }
+        if self._body.return_token_ids:
+            chunk["token_ids"] = delta.token_ids
+        return chunk
+
+
+def _written(delta: ChoiceDelta) -> list[LogprobEntry]:
+    """Log-probabilities of the tokens that add to the text: all but the one that ended the choice by itself."""
+    entries = delta.logprobs or []
+    ended_by_token = delta.finish_reason == "stop" and not isinstance(delta.stop_reason, str)
+    return entries[:-1] if ended_by_token else entries
+
+
+def _end_chunk(delta: ChoiceDelta) -> dict[str, object]:
+    return {
+        "index": delta.choice,
+        "delta": {},
+        "logprobs": None,
+        "finish_reason": delta.finish_reason,
+        "stop_reason": delta.stop_reason,
+    }

@@ -1,0 +1,188 @@
+"""A runner without a model: it keeps on paper what each slot of the KV cache stores, and stops at the first thing that is wrong.
+
+What a slot should store for the token at position p is a number that stands for tokens 0 to p; `ABSENT` is what a slot stores before
+anything is written. The next token is a pure function of the tokens before it, the seed and the choice, so the whole answer to a request
+is known beforehand (`answer_to`), whatever traffic surrounds it.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from polyserve.engine.block_manager import BlockManager
+from polyserve.engine.scheduler import Scheduler
+from polyserve.engine.step import Failed, PromptLogprobs, Sampled, Step, StepResult
+from polyserve.request import Request, SequenceOutput, TokenLogprob
+from polyserve.sampling_params import SamplingParams
+
+ABSENT = -1
+EOS = 0
+VOCAB_SIZE = 50
+
+
+def mark(before: int, token_id: int) -> int:
+    """The number that stands for a list of tokens, from that of all but the last."""
+    return hash((before, token_id))
+
+
+def next_token(tokens: list[int], seed: int, choice: int) -> int:
+    return hash((tuple(tokens[-3:]), len(tokens), seed, choice)) % VOCAB_SIZE
+
+
+def answer_to(request: Request, choice: int, max_model_len: int) -> list[int]:
+    """The answer that a choice of a request gets if nothing ends it early."""
+    tokens, params = list(request.prompt_ids), request.params
+    room = max_model_len - len(tokens)
+    limit = room if params.max_tokens is None else min(room, params.max_tokens)
+    answer: list[int] = []
+    while len(answer) < limit:
+        answer.append(next_token(tokens + answer, params.seed or 0, choice))
+        if (answer[-1] == EOS and not params.ignore_eos) or answer[-1] in params.stop_token_ids:
+            break
+    return answer
+
+
+@dataclass
+class Known:
+    tokens: list[int]
+    prompt_len: int
+    params: SamplingParams
+    choice: int
+    table: list[int]
+
+
+class PaperRunner:
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.block_size = block_size
+        self.slots = [[ABSENT] * block_size for _ in range(num_blocks)]
+        self.known: dict[int, Known] = {}
+        self.num_holders: Counter[int] = Counter()  # of each block: the sequences that have it in their table
+        self.num_computed_tokens = 0
+        self.num_copies = 0
+
+    def run(self, step: Step, failing: frozenset[int] = frozenset()) -> StepResult:
+        """Compute a step that was learned; the sequences `failing` get no token."""
+        self._copy(step)
+        sampled, scored = [], []
+        for chunk in step.chunks:
+            seq = self.known[chunk.seq_id]
+            self._compute(seq, chunk.start, chunk.num_tokens, chunk.seq_id)
+            assert chunk.samples == (chunk.start + chunk.num_tokens == len(seq.tokens) and seq.params.max_tokens != 0)
+            if seq.params.prompt_logprobs is not None and seq.choice == 0:
+                end = min(chunk.start + chunk.num_tokens + 1, seq.prompt_len)
+                entries = [TokenLogprob(token_id, 0.0) for token_id in seq.tokens[chunk.start + 1 : end]]
+                if entries:
+                    scored.append(PromptLogprobs(chunk.seq_id, chunk.start + 1, entries))
+            if chunk.samples and chunk.seq_id not in failing:
+                token_id = next_token(seq.tokens, seq.params.seed or 0, seq.choice)
+                seq.tokens.append(token_id)
+                sampled.append(Sampled(chunk.seq_id, token_id, None))
+        in_step = {chunk.seq_id for chunk in step.chunks}
+        return StepResult(sampled, scored, [Failed(seq_id, "told to fail") for seq_id in sorted(failing & in_step)])
+
+    def learn(self, step: Step) -> None:
+        for seq_id in step.released:
+            del self.known[seq_id]  # what is released must be known
+        for new in step.admitted:
+            assert new.seq_id not in self.known, f"sequence {new.seq_id} is admitted twice"
+            self.known[new.seq_id] = Known(list(new.tokens), new.prompt_len, new.params, new.choice, [])
+        for chunk in step.chunks:
+            table = self.known[chunk.seq_id].table
+            assert chunk.first_block == len(table), "a block that was told already is told again"
+            table += chunk.blocks
+        self.num_holders = Counter(block for seq in self.known.values() for block in seq.table)
+
+    def _copy(self, step: Step) -> None:
+        sources, destinations = [s for s, _ in step.copies], [d for _, d in step.copies]
+        assert len(set(destinations)) == len(destinations)
+        assert not set(sources) & set(destinations)
+        for source, destination in step.copies:
+            assert self.num_holders[destination] == 1, f"block {destination} is overwritten while it is shared"
+            assert self.num_holders[source] >= 1, f"block {source} is copied though nobody holds it"
+            self.slots[destination] = list(self.slots[source])
+        self.num_copies += len(step.copies)
+
+    def _compute(self, seq: Known, start: int, num_tokens: int, seq_id: int) -> None:
+        assert num_tokens > 0
+        assert start + num_tokens <= len(seq.tokens)
+        expected = 0
+        for position, token_id in enumerate(seq.tokens[: start + num_tokens]):
+            expected = mark(expected, token_id)
+            block, offset = seq.table[position // self.block_size], position % self.block_size
+            if position < start:
+                stored = self.slots[block][offset]
+                assert stored == expected, f"sequence {seq_id} would read something else at position {position}"
+            else:
+                assert self.num_holders[block] == 1, f"sequence {seq_id} writes into block {block}, which is shared"
+                self.slots[block][offset] = expected
+        self.num_computed_tokens += num_tokens
+
+
+class PaperEngine:
+    """The real scheduler and block manager with a paper runner, and everything that was put out, by (request id, choice)."""
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int = 64,
+        block_size: int = 4,
+        max_num_seqs: int = 8,
+        max_num_batched_tokens: int = 32,
+        max_model_len: int = 64,
+        enable_prefix_caching: bool = True,
+    ) -> None:
+        self.max_model_len = max_model_len
+        self.blocks = BlockManager(
+            num_blocks=num_blocks, block_size=block_size, enable_prefix_caching=enable_prefix_caching
+        )
+        self.scheduler = Scheduler(
+            self.blocks,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_model_len=max_model_len,
+            eos_ids=[EOS],
+        )
+        self.runner = PaperRunner(num_blocks, block_size)
+        self.tokens: dict[tuple[str, int], list[int]] = {}
+        self.last: dict[tuple[str, int], SequenceOutput] = {}
+
+    def step(self, failing: frozenset[int] = frozenset(), meanwhile: Callable[[], None] | None = None) -> Step:
+        """One step; `meanwhile` is called while it is computed."""
+        step = self.begin()
+        result = self.runner.run(step, failing)
+        if meanwhile is not None:
+            meanwhile()
+        self.take(self.scheduler.update(step, result))
+        return step
+
+    def begin(self) -> Step:
+        """Schedule a step, tell the runner, and count: a block's holders are those sequences that have it in their table."""
+        step = self.scheduler.schedule()
+        self.runner.learn(step)
+        pool, held = self.blocks.pool, self.runner.num_holders
+        assert all(pool.num_holders(block) == held[block] for block in range(pool.num_blocks))
+        assert pool.num_free == pool.num_blocks - len(held)
+        return step
+
+    def fail_step(self) -> None:
+        """One step that cannot be computed."""
+        self.take(self.scheduler.fail(self.begin(), "told to fail"))
+
+    def take(self, outputs: list[SequenceOutput]) -> None:
+        for output in outputs:
+            key = (output.request_id, output.choice)
+            assert self.last.get(key) is None or self.last[key].finish_reason is None, f"{key} goes on after its end"
+            self.tokens.setdefault(key, []).extend(output.token_ids)
+            self.last[key] = output
+
+    def drain(self, max_steps: int = 10_000) -> None:
+        """Step until nothing is live."""
+        for _ in range(max_steps):
+            if not self.scheduler.has_work:
+                return
+            self.step()
+        raise AssertionError(f"work is left after {max_steps} steps: {self.scheduler.stats}")
+
+
+def a_request(request_id: str, prompt_ids: list[int], *, seed: int = 7, ignore_eos: bool = True, **params: object) -> Request:
+    return Request(request_id, prompt_ids, SamplingParams(seed=seed, ignore_eos=ignore_eos, **params))
