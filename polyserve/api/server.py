@@ -19,6 +19,7 @@ import uvicorn
 from polyserve.api.frontend import Frontend
 from polyserve.api.grpc.server import GrpcServer
 from polyserve.api.http.app import create_app
+from polyserve.api.ports import BACKLOG, authority, listen
 from polyserve.config import EngineConfig, ServerConfig
 from polyserve.log import get_logger
 from polyserve.service.async_llm import AsyncLLM
@@ -28,7 +29,6 @@ log = get_logger(__name__)
 EXIT_STOPPED = 0
 EXIT_FAILED = 1
 GRACE_S = 5.0  # how long requests that run may take when the server is told to end
-BACKLOG = 2048  # connections that wait to be accepted
 
 Result = TypeVar("Result")
 
@@ -81,27 +81,10 @@ def take_ports(config: ServerConfig) -> tuple[socket.socket, GrpcServer]:
         raise
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that HTTP clients can connect to from now on. Raises OSError that says what is wrong."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        opened = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise OSError(f"{host!r} is no address to listen at: {error.strerror}") from error
-    try:
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        opened.bind(address)
-        opened.listen(BACKLOG)
-    except OSError as error:
-        opened.close()
-        raise OSError(f"HTTP cannot listen at {_authority(host, port)}: {error.strerror}") from error
-    return opened
-
-
 def ready_lines(frontend: Frontend, host: str, port: int, grpc_port: int) -> str:
     """Where the server is, and a command to try it."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    http, grpc = _authority(reachable, port), _authority(reachable, grpc_port)
+    http, grpc = authority(reachable, port), authority(reachable, grpc_port)
     body: dict[str, object] = {"model": frontend.model_name, "stream": True}
     if frontend.llm.tokenizer.chat_template is not None:
         path, body["messages"] = "/v1/chat/completions", [{"role": "user", "content": "What is the capital of France?"}]
@@ -172,7 +155,3 @@ def _uvicorn_config(frontend: Frontend) -> uvicorn.Config:
         backlog=BACKLOG,
         timeout_graceful_shutdown=int(GRACE_S),
     )
-
-
-def _authority(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -8,12 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from polyserve.model.config import ModelConfig
-from polyserve.model.forward_context import AttentionSpec, ForwardContext
+from polyserve.model.forward_context import AttentionSpec, ForwardContext, Rotary
 from polyserve.model.linear import Linear
 from polyserve.model.norms import Norm
 from polyserve.model.positions import alibi_slopes
-
-Rotary = tuple[Tensor, Tensor]  # cos and sin, [T, R / 2] float32 each
 
 
 class Attention(nn.Module):
@@ -44,4 +42,5 @@ class Attention(nn.Module):
             soft_cap=self.config.attention_soft_cap,
             interleaved=self.config.rotary_interleaved,
         )
-        return self.out(context.attend(self.layer, q, k, v, rotary, spec).flatten(1))
+        update: Tensor = self.out(context.attend(self.layer, q, k, v, rotary, spec).flatten(1))
+        return update

@@ -10,10 +10,12 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeScaling:
-    """How rotary frequencies are stretched beyond the trained length. Fields that a kind does not use keep their defaults.
+    """How rotary frequencies are stretched beyond the trained length. Fields that a kind does not use keep their
+    defaults.
 
     linear   Position Interpolation, https://arxiv.org/abs/2306.15595
-    dynamic  NTK by the longest length this engine serves (a fixed number: keys are cached rotated, so it may not change later)
+    dynamic  NTK by the longest length this engine serves (a fixed number: keys are cached rotated, so it may not change
+    later)
     yarn     https://arxiv.org/abs/2309.00071      llama3   Llama 3.1's piecewise scaling
     factors  each frequency divided by a number of its own, as GGUF files store Llama 3.1's
     """
@@ -32,7 +34,8 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """One decoder. Position schemes are independent fields, each with a scale, so that a conversion can pass from one to another.
+    """One decoder. Position schemes are independent fields, each with a scale, so that a conversion can pass from one
+    to another.
 
     Raises ValueError if the fields contradict each other.
     """
@@ -62,7 +65,9 @@ class ModelConfig:
     # blocks
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-5
-    norm_placement: Literal["pre", "sandwich"] = "pre"  # sandwich: also after attention and after the MLP, before the sum
+    norm_placement: Literal["pre", "sandwich"] = (
+        "pre"  # sandwich: also after attention and after the MLP, before the sum
+    )
     embedding_norm: bool = False
     embedding_scale: float = 1.0
     mlp: Literal["gelu", "gated_silu", "gated_gelu"] = "gelu"  # GELU by its tanh form
@@ -71,7 +76,9 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     attention_scale: float = 0.0  # 0: head_size ** -0.5
-    windows: tuple[int | None, ...] = ()  # one a layer: keys this many tokens back or more are hidden; empty: none anywhere
+    windows: tuple[
+        int | None, ...
+    ] = ()  # one a layer: keys this many tokens back or more are hidden; empty: none anywhere
     attention_soft_cap: float | None = None
     final_soft_cap: float | None = None
     tied_head: bool = True

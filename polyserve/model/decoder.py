@@ -1,10 +1,11 @@
 """The one decoder. What differs between families is in ModelConfig; what differs between devices is in the kernels.
 
-    residual = embedding                       fp32 from beginning to end
-    for each layer   residual += attention(norm(residual))
-                     residual += mlp(norm(residual))          sandwich: each of the two through one more norm before the sum
-    hidden = norm(residual)                    in the weights' dtype: what the head is multiplied with
-A sum into the residual stream happens inside the norm that reads it next, so the stream crosses memory once for each half block.
+    residual = embedding                           fp32 from beginning to end
+    for each layer
+        residual += attention(norm(residual))      sandwich: each update goes through one more norm before the sum
+        residual += mlp(norm(residual))
+    hidden = norm(residual)                        in the weights' dtype: what the head is multiplied with
+A sum into the residual stream happens inside the norm that reads it next: the stream crosses memory once a half block.
 T tokens   C hidden size   V vocabulary
 """
 
@@ -13,10 +14,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from polyserve.model.attention import Attention, Rotary
+from polyserve.model.attention import Attention
 from polyserve.model.config import ModelConfig
 from polyserve.model.embedding import Embedding
-from polyserve.model.forward_context import ForwardContext
+from polyserve.model.forward_context import ForwardContext, Rotary
 from polyserve.model.linear import unfilled
 from polyserve.model.mlp import MLP
 from polyserve.model.norms import Norm
@@ -37,7 +38,8 @@ class Layer(nn.Module):
     def forward(
         self, update: Tensor | None, residual: Tensor, rotary: Rotary | None, context: ForwardContext
     ) -> tuple[Tensor, Tensor]:
-        """update: what the layer before has still to add to the residual stream. Returns the same pair for the layer after."""
+        """update: what the layer before has still to add to the residual stream. Returns the same pair for the layer
+        after."""
         if update is None:
             x = self.attention_norm(residual)
         else:
@@ -54,7 +56,8 @@ class Decoder(nn.Module):
     """Parameters have no memory until `polyserve.model.weights.load` fills them."""
 
     def __init__(self, config: ModelConfig, *, dtype: torch.dtype, max_model_len: int | None = None) -> None:
-        """max_model_len: the longest sequence it will be asked for; the config's own limit if not given, and never more."""
+        """max_model_len: the longest sequence it will be asked for; the config's own limit if not given, and never
+        more."""
         super().__init__()
         self.config = config
         self.dtype = dtype
@@ -68,9 +71,7 @@ class Decoder(nn.Module):
         kinds = list(zip(config.rope_bases, config.rope_scalings, strict=True))
         self._table_of_layer = [list(dict.fromkeys(kinds)).index(kind) for kind in kinds]
         self.rotary_tables = nn.ModuleList(
-            RotaryTable(
-                base, scaling, size=config.rotary_size, scale=config.rotary_scale, max_len=self.max_model_len
-            )
+            RotaryTable(base, scaling, size=config.rotary_size, scale=config.rotary_scale, max_len=self.max_model_len)
             for base, scaling in dict.fromkeys(kinds)
         )
 
@@ -85,8 +86,7 @@ class Decoder(nn.Module):
         update: Tensor | None = None
         for layer, rotary in zip(self.layers, self._rotaries(positions), strict=True):
             update, residual = layer(update, residual, rotary, context)
-        if update is None:
-            return self.norm(residual)
+        assert update is not None  # a decoder has layers
         hidden, _ = self.norm.add(update, residual)
         return hidden
 

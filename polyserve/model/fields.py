@@ -1,7 +1,8 @@
-"""Checked reading of a parsed file that is not trusted: `config.json`, `generation_config.json`, the metadata of a GGUF file.
+"""Checked reading of a parsed file that is not trusted: `config.json`, `generation_config.json`, the metadata of a GGUF
+file.
 
-A value that is missing, of another type or out of range is a ModelLoadError that names the file, the field, what was wanted and
-what came. A field that is present with the value null counts as absent, as it does for `transformers`.
+A value that is missing, of another type or out of range is a ModelLoadError that names the file, the field, what was
+wanted and what came. A field that is present with the value null counts as absent, as it does for `transformers`.
 """
 
 import json

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from polyserve_kernels import ops
 
+Rotary = tuple[Tensor, Tensor]  # cos and sin, [T, R / 2] float32 each
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
@@ -26,8 +28,8 @@ class AttentionSpec:
 
 
 class ForwardContext(Protocol):
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rotary: tuple[Tensor, Tensor] | None, spec: AttentionSpec) -> Tensor:
-        """Rotate q [T, Hq, D] and k [T, Hkv, D] by `rotary` (cos and sin, [T, R / 2] float32 each) and attend. Returns [T, Hq, D]."""
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rotary: Rotary | None, spec: AttentionSpec) -> Tensor:
+        """Rotate q [T, Hq, D] and k [T, Hkv, D], and attend. Returns [T, Hq, D]."""
         ...
 
 
@@ -43,7 +45,7 @@ class PagedContext:
     cu_seqlens_q: Tensor  # [S + 1] int32
     num_decodes: int
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rotary: tuple[Tensor, Tensor] | None, spec: AttentionSpec) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rotary: Rotary | None, spec: AttentionSpec) -> Tensor:
         k_cache, v_cache = self.k_caches[layer], self.v_caches[layer]
         cos, sin = rotary if rotary is not None else (None, None)
         q = ops.rotary_write_kv(q, k, v, cos, sin, k_cache, v_cache, self.slot_mapping, interleaved=spec.interleaved)
@@ -85,7 +87,15 @@ class PagedContext:
 class PackedContext:
     cu_seqlens: Tensor  # [S + 1] int32
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rotary: tuple[Tensor, Tensor] | None, spec: AttentionSpec) -> Tensor:
+    def attend(
+        self,
+        layer: int,  # noqa: ARG002 (every layer's keys come with the call)
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rotary: Rotary | None,
+        spec: AttentionSpec,
+    ) -> Tensor:
         if rotary is not None:
             q, k = ops.rotary(q, k, *rotary, interleaved=spec.interleaved)
         return ops.attention_varlen(

@@ -1,8 +1,9 @@
 """From the metadata of a GGUF file to a ModelConfig: one function an architecture.
 
-Keys are those of `gguf.constants.Keys`, without their architecture in front ("llama.block_count" is "block_count" here). A key of
-the architecture that is not known is refused: it may change the mathematics. What llama.cpp knows without metadata stands here too:
-Gemma 3's pattern of sliding layers, their rotary base, and the attention scale of its largest model.
+Keys are those of `gguf.constants.Keys`, without their architecture in front ("llama.block_count" is "block_count"
+here). A key of the architecture that is not known is refused: it may change the mathematics. What llama.cpp knows
+without metadata stands here too: Gemma 3's pattern of sliding layers, their rotary base, and the attention scale of its
+largest model.
 Source   https://github.com/ggml-org/llama.cpp/blob/master/src/llama-model.cpp, load_hparams
 """
 
@@ -20,26 +21,27 @@ from polyserve.model.rope import stretched_len, yarn_magnitude
 GEMMA3_27B_LAYERS = 62  # the one Gemma 3 whose attention scale is not head_size ** -0.5
 GEMMA3_LOCAL_BASE = 10_000.0
 
-_COMMON_KEYS = frozenset(
-    "block_count context_length embedding_length feed_forward_length attention.head_count attention.head_count_kv "
-    "vocab_size tensor_data_layout".split()
-)
-_ROPE_KEYS = frozenset(
-    "rope.dimension_count rope.freq_base rope.scaling.type rope.scaling.factor rope.scaling.original_context_length "
-    "rope.scaling.attn_factor rope.scaling.finetuned".split()
-)
-_RMS_KEYS = frozenset("attention.layer_norm_rms_epsilon attention.key_length attention.value_length".split())
-_KEYS: dict[str, frozenset[str]] = {
-    "gpt2": _COMMON_KEYS | {"attention.layer_norm_epsilon"},
-    "bloom": _COMMON_KEYS | {"attention.layer_norm_epsilon"},
-    "llama": _COMMON_KEYS | _RMS_KEYS | _ROPE_KEYS | {"expert_count", "expert_used_count"},
-    "gemma3": _COMMON_KEYS
-    | _RMS_KEYS
-    | _ROPE_KEYS
-    | frozenset(
-        "attention.sliding_window attention.sliding_window_pattern rope.freq_base_swa "
-        "attn_logit_softcapping final_logit_softcapping".split()
-    ),
+_COMMON_KEYS = {
+    *("block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size", "tensor_data_layout"),
+    *("attention.head_count", "attention.head_count_kv"),
+}
+_LAYER_NORM_KEYS = _COMMON_KEYS | {"attention.layer_norm_epsilon"}
+_ROTARY_KEYS = {
+    *_COMMON_KEYS,
+    *("attention.layer_norm_rms_epsilon", "attention.key_length", "attention.value_length"),
+    *("rope.dimension_count", "rope.freq_base", "rope.scaling.type", "rope.scaling.factor"),
+    *("rope.scaling.original_context_length", "rope.scaling.attn_factor", "rope.scaling.finetuned"),
+}
+_GEMMA3_KEYS = {
+    *_ROTARY_KEYS,
+    *("attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"),
+    *("attn_logit_softcapping", "final_logit_softcapping"),
+}
+_KEYS: dict[str, set[str]] = {
+    "gpt2": _LAYER_NORM_KEYS,
+    "bloom": _LAYER_NORM_KEYS,
+    "llama": _ROTARY_KEYS | {"expert_count", "expert_used_count"},
+    "gemma3": _GEMMA3_KEYS,
 }
 
 
@@ -52,7 +54,8 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
         raise ModelLoadError(f"{file.path}: architecture {architecture!r} is not supported; supported: {supported}")
     prefix = f"{architecture}."
     fields = Fields(
-        {key.removeprefix(prefix): value for key, value in file.metadata.items() if key.startswith(prefix)}, str(file.path)
+        {key.removeprefix(prefix): value for key, value in file.metadata.items() if key.startswith(prefix)},
+        str(file.path),
     )
     for name in fields.values:
         if name not in _KEYS[str(architecture)]:
@@ -183,7 +186,9 @@ def _sliding_layers(fields: Fields, *, num_layers: int) -> list[bool]:
     pattern = fields.get("attention.sliding_window_pattern")
     if isinstance(pattern, np.ndarray) and pattern.shape == (num_layers,):
         return [bool(local) for local in pattern]
-    return sliding_layers(num_layers, pattern=fields.integer("attention.sliding_window_pattern", GEMMA3_SLIDING_PATTERN))
+    return sliding_layers(
+        num_layers, pattern=fields.integer("attention.sliding_window_pattern", GEMMA3_SLIDING_PATTERN)
+    )
 
 
 def _head_size(fields: Fields) -> int:
@@ -221,10 +226,10 @@ def _rope_factors(file: GGUFFile, *, head_size: int) -> RopeScaling | None:
     tensor = file.tensors.get("rope_freqs.weight")
     if tensor is None:
         return None
-    if tensor.type.name != "F32" or tensor.shape != (head_size // 2,):
-        raise ModelLoadError(
-            f"{file.path}: rope_freqs.weight must be F32 of shape ({head_size // 2},), got {tensor.type.name} of shape {tensor.shape}"
-        )
+    wanted = (head_size // 2,)
+    if tensor.type.name != "F32" or tensor.shape != wanted:
+        came = f"{tensor.type.name} of shape {tensor.shape}"
+        raise ModelLoadError(f"{file.path}: rope_freqs.weight must be F32 of shape {wanted}, got {came}")
     factors = tuple(float(factor) for factor in tensor.data.view("<f4"))
     if not all(0 < factor < float("inf") for factor in factors):
         raise ModelLoadError(f"{file.path}: rope_freqs.weight must hold finite numbers above 0")
@@ -243,7 +248,9 @@ def _eos_ids(file: GGUFFile) -> tuple[int, ...]:
     """Ids that end an answer: end of sequence, and a chat model's end of turn and of message."""
     fields = Fields(file.metadata, str(file.path))
     names = (f"tokenizer.ggml.{kind}_token_id" for kind in ("eos", "eot", "eom"))
-    return tuple(dict.fromkeys(token_id for name in names for token_id in fields.ids(name, vocab_size=_vocab_size(file))))
+    return tuple(
+        dict.fromkeys(token_id for name in names for token_id in fields.ids(name, vocab_size=_vocab_size(file)))
+    )
 
 
 def _bos_id(file: GGUFFile) -> int | None:

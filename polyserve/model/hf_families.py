@@ -1,7 +1,9 @@
-"""From a `config.json` to a ModelConfig: one function a family. No code from the model's folder is run (`auto_map` is ignored).
+"""From a `config.json` to a ModelConfig: one function a family. No code from the model's folder is run (`auto_map` is
+ignored).
 
-Field names and defaults are those of `transformers` (its configuration_*.py). Whatever would change the mathematics and is not
-supported is refused by name; fields that only matter to training (dropout, initialisation) or to other software are left alone.
+Field names and defaults are those of `transformers` (its configuration_*.py). Whatever would change the mathematics and
+is not supported is refused by name; fields that only matter to training (dropout, initialisation) or to other software
+are left alone.
 """
 
 from collections.abc import Callable
@@ -37,11 +39,16 @@ def config_from_folder(folder: Path) -> ModelConfig:
 
 
 def _gpt2(fields: Fields, generation: Fields) -> ModelConfig:
-    """GPT-2, and PolyLM, which is GPT-2 with marks of its own. Source: https://arxiv.org/abs/2307.06018, section 3.2."""
+    """GPT-2, and PolyLM, which is GPT-2 with marks of its own. Source: https://arxiv.org/abs/2307.06018, section
+    3.2."""
     for name in ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "add_cross_attention"):
         fields.refuse(name, unless=False)
     _activation(fields, "activation_function", "gelu_new", TANH_GELUS)
-    hidden_size, num_heads, vocab_size = fields.integer("n_embd"), fields.integer("n_head"), fields.integer("vocab_size")
+    hidden_size, num_heads, vocab_size = (
+        fields.integer("n_embd"),
+        fields.integer("n_head"),
+        fields.integer("vocab_size"),
+    )
     polylm = _is_polylm(fields, vocab_size)
     return ModelConfig(
         family="polylm" if polylm else "gpt2",
@@ -101,7 +108,8 @@ def _bloom(fields: Fields, generation: Fields) -> ModelConfig:
 
 
 def _llama(fields: Fields, generation: Fields) -> ModelConfig:
-    """Llama 1 to 3. Source: https://arxiv.org/abs/2302.13971, section 2.2, and https://arxiv.org/abs/2407.21783, section 3.2."""
+    """Llama 1 to 3. Source: https://arxiv.org/abs/2302.13971, section 2.2, and https://arxiv.org/abs/2407.21783,
+    section 3.2."""
     _activation(fields, "hidden_act", "silu", ("silu", "swish"))
     hidden_size, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     vocab_size, num_layers = fields.integer("vocab_size"), fields.integer("num_hidden_layers")
@@ -187,7 +195,9 @@ def _sliding_layers(fields: Fields, *, num_layers: int) -> list[bool]:
         return sliding_layers(num_layers, pattern=GEMMA3_SLIDING_PATTERN)
     unknown = set(kinds) - {"sliding_attention", "full_attention"}
     if unknown or len(kinds) != num_layers:
-        fields.fail(f"layer_types must say sliding_attention or full_attention for each of {num_layers} layers, got {kinds}")
+        fields.fail(
+            f"layer_types must say sliding_attention or full_attention for each of {num_layers} layers, got {kinds}"
+        )
     return [kind == "sliding_attention" for kind in kinds]
 
 
@@ -228,7 +238,8 @@ def _even_share(fields: Fields, hidden_size: int, num_heads: int) -> int:
 
 
 def _eos_ids(fields: Fields, generation: Fields, vocab_size: int, *, default: int) -> tuple[int, ...]:
-    """The ids that end an answer: the config's, then those that only generation_config.json has (a chat model's end of turn)."""
+    """The ids that end an answer: the config's, then those that only generation_config.json has (a chat model's end of
+    turn)."""
     if "eos_token_id" in fields.values or default >= vocab_size:
         ids = fields.ids("eos_token_id", vocab_size=vocab_size)
     else:

@@ -1,8 +1,8 @@
 """The feed-forward half of a block.   C hidden size   F mlp_size
 
-gelu          y = GELU(x Wu^T + bu) Wd^T + bd                     weights of `up` [F, C]
-gated_*       y = (act(x Wg^T) * (x Wu^T)) Wd^T                   weights of `up` [2F, C], gate rows first: one product, not two
-Source        https://arxiv.org/abs/2002.05202
+gelu      y = GELU(x Wu^T + bu) Wd^T + bd            `up` has the F rows of Wu
+gated_*   y = (act(x Wg^T) * (x Wu^T)) Wd^T          `up` has the 2F rows of Wg, then Wu: one product, not two
+Source    https://arxiv.org/abs/2002.05202
 """
 
 import torch
@@ -23,7 +23,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, C] -> [T, C]"""
-        return self.down(self._activate(x))
+        update: Tensor = self.down(self._activate(x))
+        return update
 
     def _activate(self, x: Tensor) -> Tensor:
         if self.kind == "gelu":

@@ -1,8 +1,8 @@
 """Where a token stands, for the two schemes that act inside attention: rotary angles and ALiBi slopes.
 
 rotary   element pair i of a head turns by angle p f_i at position p;  f_i = base ** (-2 i / R)
-         R rotating elements, R / 2 frequencies; cos and sin in fp32 from float64 angles, since a rounded angle at position 8,000 is
-         already wrong in the third digit of its cosine (https://arxiv.org/abs/2411.13476)
+         R rotating elements, R / 2 frequencies; cos and sin in fp32 from float64 angles, since a rounded angle at
+         position 8,000 is already wrong in the third digit of its cosine (https://arxiv.org/abs/2411.13476)
 ALiBi    score += slope_h (key position - query position)
 Sources  https://arxiv.org/abs/2104.09864   https://arxiv.org/abs/2108.12409   scalings: see RopeScaling
 """
@@ -24,7 +24,8 @@ class RotaryTable(nn.Module):
     sin: Tensor
 
     def __init__(self, base: float, scaling: RopeScaling | None, *, size: int, scale: float, max_len: int) -> None:
-        """size: rotating elements of a head. scale: multiplies every angle. max_len: the longest sequence of this engine."""
+        """size: rotating elements of a head. scale: multiplies every angle. max_len: the longest sequence of this
+        engine."""
         super().__init__()
         frequencies = inverse_frequencies(base, scaling, size=size, max_len=max_len) * scale
         magnitude = scaling.attention_factor if scaling is not None else 1.0
@@ -42,25 +43,30 @@ class RotaryTable(nn.Module):
 
 
 def inverse_frequencies(base: float, scaling: RopeScaling | None, *, size: int, max_len: int) -> Tensor:
-    """f_i, [R / 2] float64. max_len matters to the dynamic kind alone: it is fixed by the longest sequence of this engine."""
-    exponents = torch.arange(0, size, 2, dtype=torch.float64) / size
+    """f_i, [R / 2] float64. max_len matters to the dynamic kind alone: it is fixed by the longest sequence of this
+    engine."""
     if scaling is None:
-        return base**-exponents
+        return _plain(base, size)
     if scaling.kind == "linear":
-        return base**-exponents / scaling.factor
+        return _plain(base, size) / scaling.factor
     if scaling.kind == "factors":
-        return base**-exponents / torch.tensor(scaling.factors, dtype=torch.float64)
+        return _plain(base, size) / torch.tensor(scaling.factors, dtype=torch.float64)
     if scaling.kind == "dynamic":
         ratio = max(1.0, max_len / scaling.original_max_len)
         stretch = scaling.factor * ratio - (scaling.factor - 1)
-        return (base * stretch ** (size / (size - 2))) ** -exponents
+        return _plain(base * stretch ** (size / (size - 2)), size)
     if scaling.kind == "llama3":
-        return _llama3_frequencies(base**-exponents, scaling)
+        return _llama3_frequencies(_plain(base, size), scaling)
     return _yarn_frequencies(base, scaling, size=size)
 
 
+def _plain(base: float, size: int) -> Tensor:
+    return torch.pow(base, -torch.arange(0, size, 2, dtype=torch.float64) / size)
+
+
 def _llama3_frequencies(plain: Tensor, scaling: RopeScaling) -> Tensor:
-    """Waves that turn often within the trained length stay, those that turn rarely are stretched, and between them it is blended."""
+    """Waves that turn often within the trained length stay, those that turn rarely are stretched, and between them it
+    is blended."""
     turns = scaling.original_max_len * plain / (2 * math.pi)
     keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     keep = keep.clamp(0, 1)
@@ -79,12 +85,13 @@ def _yarn_frequencies(base: float, scaling: RopeScaling, *, size: int) -> Tensor
     low, high = max(low, 0), min(high, size - 1)
     index = torch.arange(size // 2, dtype=torch.float64)
     stretched = ((index - low) / max(high - low, 0.001)).clamp(0, 1)
-    plain = base ** -(2 * index / size)
+    plain = _plain(base, size)
     return (1 - stretched) * plain + stretched * plain / scaling.factor
 
 
 def alibi_slopes(num_heads: int, *, scale: float = 1.0) -> Tensor:
-    """[Hq] float32. 2 ** (-8 i / n) for n a power of two; otherwise those of the power of two below, then every second of the next."""
+    """[Hq] float32. 2 ** (-8 i / n) for n a power of two; otherwise those of the power of two below, then every second
+    of the next."""
     power = 2 ** (num_heads.bit_length() - 1)
     slopes = _power_of_two_slopes(power)
     slopes += _power_of_two_slopes(2 * power)[::2][: num_heads - power]

@@ -1,4 +1,5 @@
-"""Rotary settings of a `config.json`: a base and a scaling, in the spelling of `transformers` 5 or of the versions before it.
+"""Rotary settings of a `config.json`: a base and a scaling, in the spelling of `transformers` 5 or of the versions
+before it.
 
 5       rope_parameters: {rope_type, rope_theta, ...}, in Gemma 3 one such object for each kind of layer
 before  rope_theta beside rope_scaling: {type or rope_type, ...}
@@ -10,20 +11,24 @@ import math
 from polyserve.model.config import RopeScaling
 from polyserve.model.fields import Fields
 
-_COMMON_KEYS = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
-_KEYS: dict[str, frozenset[str]] = {
-    "default": frozenset(),
-    "linear": frozenset({"factor"}),
-    "dynamic": frozenset({"factor"}),
-    "yarn": frozenset(
-        "factor original_max_position_embeddings attention_factor beta_fast beta_slow mscale mscale_all_dim truncate".split()
-    ),
-    "llama3": frozenset("factor original_max_position_embeddings low_freq_factor high_freq_factor".split()),
+_COMMON_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+_YARN_KEYS = {
+    *("factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"),
+    *("mscale", "mscale_all_dim", "truncate"),
+}
+_LLAMA3_KEYS = {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"}
+_KEYS: dict[str, set[str]] = {
+    "default": set(),
+    "linear": {"factor"},
+    "dynamic": {"factor"},
+    "yarn": _YARN_KEYS,
+    "llama3": _LLAMA3_KEYS,
 }
 
 
 def scaling_of(rope: Fields, config: Fields, *, max_len: int) -> RopeScaling | None:
-    """The scaling that `rope` describes; None for plain rotary positions. max_len: the config's max_position_embeddings."""
+    """The scaling that `rope` describes; None for plain rotary positions. max_len: the config's
+    max_position_embeddings."""
     kind = rope.text("rope_type", rope.text("type", "default"))
     if kind not in _KEYS:
         rope.fail(f"rope type {kind!r} is not supported; supported: {', '.join(_KEYS)}")

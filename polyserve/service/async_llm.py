@@ -17,7 +17,7 @@ from functools import partial
 from typing import TypeVar
 
 from polyserve.config import EngineConfig
-from polyserve.errors import EngineDead, InvalidRequest
+from polyserve.errors import EngineDead, InternalError, InvalidRequest, PolyServeError
 from polyserve.log import get_logger
 from polyserve.model.weights.resolve import resolve
 from polyserve.output import LogprobEntry, SequenceText, prompt_logprob_entries
@@ -104,15 +104,10 @@ class AsyncLLM:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
     ) -> str:
-        """The prompt that the chat template makes of a conversation. It brings its own special tokens."""
-        template = self.tokenizer.chat_template
-        if template is None:
-            raise InvalidRequest(
-                "this model has no chat template: start the server with one, or use completions", param="messages"
-            )
+        """The prompt of a conversation. Encode it with `add_special_tokens=False`: the template writes them itself."""
         return await self._off_the_loop(
             partial(
-                template.render,
+                self.tokenizer.render_chat,
                 messages,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
@@ -137,7 +132,8 @@ class AsyncLLM:
     ) -> AsyncGenerator[ChoiceDelta, None]:
         """The answer to a prompt as it comes, its choices in any order. Leaving it (`aclose`, cancellation) aborts it.
 
-        Raises what `check` does, InvalidRequest if the engine can never hold the request, EngineDead if it ends.
+        Raises what `check` does, InvalidRequest if the engine can never hold it, InternalError if the engine gives it
+        up, EngineDead if the engine ends.
         """
         self.check(prompt_ids, params)
         stream = self._open(request_id)
@@ -167,9 +163,9 @@ class AsyncLLM:
         return stream
 
     async def _read(self, text: SequenceText, output: SequenceOutput) -> ChoiceDelta:
-        """The output as text. Raises InvalidRequest if it is the engine's refusal."""
+        """The output as text. Raises InternalError if the engine could not go on."""
         if output.finish_reason == "error":
-            raise InvalidRequest(output.error or "the engine refused the request")
+            raise InternalError(output.error or "the engine gave this request up")
         prompt_logprobs = None
         if output.prompt_logprobs is not None:  # one entry for each token of the prompt: too long for the loop
             prompt_logprobs = await self._off_the_loop(
@@ -205,6 +201,10 @@ class AsyncLLM:
     def _distribute(self, step: Outputs) -> None:
         """Hand what a step brought to whom it belongs."""
         self.stats = step.stats
+        for refusal in step.refusals:
+            if refusal.request_id in self._streams:
+                error = InvalidRequest(refusal.message, param=refusal.param, code=refusal.code)
+                self._streams[refusal.request_id].fail(error)
         for output in step.outputs:
             stream = self._streams.get(output.request_id)
             if stream is not None:  # else its client has left
@@ -222,7 +222,7 @@ class AsyncLLM:
             return
         self._death = death
         for stream in self._streams.values():
-            stream.fail(death)
+            stream.fail(EngineDead(death.message))
         self.dead.set()
 
 
@@ -232,22 +232,22 @@ class _Stream:
     def __init__(self) -> None:
         self._outputs: list[SequenceOutput] = []
         self._arrived = asyncio.Event()
-        self._death: EngineDead | None = None
+        self._error: PolyServeError | None = None
 
     def put(self, output: SequenceOutput) -> None:
         self._outputs.append(output)
         self._arrived.set()
 
-    def fail(self, death: EngineDead) -> None:
-        self._death = death
+    def fail(self, error: PolyServeError) -> None:
+        self._error = error
         self._arrived.set()
 
     async def take(self) -> list[SequenceOutput]:
-        """Wait for outputs and take all that have come, those of a choice as one. Raises EngineDead."""
+        """Wait for outputs and take all that have come, those of a choice as one. Raises what it failed with."""
         await self._arrived.wait()
         self._arrived.clear()
-        if self._death is not None:
-            raise EngineDead(self._death.message)
+        if self._error is not None:
+            raise self._error
         outputs, self._outputs = self._outputs, []
         return outputs if len(outputs) == 1 else merged(outputs)
 

@@ -28,7 +28,18 @@ from polyserve.config import EngineConfig
 from polyserve.errors import InvalidRequest, ModelLoadError
 from polyserve.log import get_logger, set_up_logging
 from polyserve.request import Request, SequenceOutput
-from polyserve.service.messages import Abort, Add, EngineStats, Failed, FrontMessage, Hello, Outputs, Ready, Start
+from polyserve.service.messages import (
+    Abort,
+    Add,
+    EngineStats,
+    Failed,
+    FrontMessage,
+    Hello,
+    Outputs,
+    Ready,
+    Refusal,
+    Start,
+)
 
 if TYPE_CHECKING:
     from polyserve.engine.engine import Engine
@@ -115,10 +126,10 @@ class CoreLoop:
 
     def turn(self) -> None:
         """Take the messages that have come (wait for one if there is no work), do one step, send what it brought."""
-        outputs = self._apply(self._receive(wait=not self._engine.has_work()))
-        if self._engine.has_work():
-            outputs += self._engine.step()
-        self._send_outputs(outputs)
+        messages = self._receive(wait=not self._engine.has_work())
+        refusals = self._apply(messages)
+        outputs = self._engine.step() if self._engine.has_work() else []
+        self._send(outputs, refusals)
 
     def _receive(self, *, wait: bool) -> list[tuple[bytes, FrontMessage]]:
         messages = []
@@ -130,8 +141,8 @@ class CoreLoop:
                 messages.append((front, self._decoder.decode(payload)))
         return messages
 
-    def _apply(self, messages: list[tuple[bytes, FrontMessage]]) -> list[SequenceOutput]:
-        """Aborts before additions: work that nobody waits for any more is never begun. Returns the refusals."""
+    def _apply(self, messages: list[tuple[bytes, FrontMessage]]) -> list[tuple[bytes, Refusal]]:
+        """Aborts before additions: work that nobody waits for any more is never begun. Returns refusals and to whom."""
         adds: dict[str, tuple[bytes, Request]] = {}
         for front, message in messages:
             match message:
@@ -147,14 +158,12 @@ class CoreLoop:
                     self._forget(request_id, choice)
         refusals = []
         for front, request in adds.values():
-            self._live[request.request_id] = _Live(front, set(range(request.params.n)))
             try:
                 self._engine.add(request)
             except InvalidRequest as error:
-                refusals += [
-                    SequenceOutput(request.request_id, choice, [], finish_reason="error", error=error.message)
-                    for choice in range(request.params.n)
-                ]
+                refusals.append((front, Refusal(request.request_id, error.message, error.param, error.code)))
+            else:
+                self._live[request.request_id] = _Live(front, set(range(request.params.n)))
         return refusals
 
     def _send_ready(self, front: bytes) -> None:
@@ -169,19 +178,21 @@ class CoreLoop:
         )
         self._socket.send_multipart([front, self._encoder.encode(ready)])
 
-    def _send_outputs(self, outputs: list[SequenceOutput]) -> None:
-        """One message for each front, also without outputs, so that its counts are those after this turn."""
-        of_front: dict[bytes, list[SequenceOutput]] = {front: [] for front in self._fronts}
+    def _send(self, outputs: list[SequenceOutput], refusals: list[tuple[bytes, Refusal]]) -> None:
+        """One message for each front, also if there is nothing for it, so that its counts are those after this turn."""
+        stats = self._stats()
+        messages = {front: Outputs([], [], stats) for front in self._fronts}
+        for front, refusal in refusals:
+            messages[front].refusals.append(refusal)
         for output in outputs:
             live = self._live.get(output.request_id)
             if live is None or output.choice not in live.choices:
                 continue  # aborted
-            of_front[live.front].append(output)
+            messages[live.front].outputs.append(output)
             if output.finish_reason is not None:
                 self._forget(output.request_id, output.choice)
-        stats = self._stats()
-        for front, outputs_of_front in of_front.items():
-            self._socket.send_multipart([front, self._encoder.encode(Outputs(outputs_of_front, stats))])
+        for front, message in messages.items():
+            self._socket.send_multipart([front, self._encoder.encode(message)])
 
     def _forget(self, request_id: str, choice: int | None) -> None:
         live = self._live.get(request_id)

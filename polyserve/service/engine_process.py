@@ -107,7 +107,7 @@ class EngineProcess:
         """Take every message that is there.
 
         Called when the socket's descriptor says that something happened. It says so once, and a send can have taken
-        note of it (zmq_getsockopt, ZMQ_FD). zmq.asyncio does the same with a future for each message, in twice the time.
+        note of it (zmq_getsockopt, ZMQ_FD). zmq.asyncio does the same with a future for each message, in double time.
         """
         while not self._socket.closed and int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             message = self._decoder.decode(self._socket.recv(zmq.NOBLOCK))

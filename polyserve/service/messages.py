@@ -63,10 +63,20 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
+class Refusal(msgspec.Struct, frozen=True):
+    """A request that the engine did not take in: the InvalidRequest that it raised."""
+
+    request_id: str
+    message: str
+    param: str | None
+    code: str | None
+
+
 class Outputs(msgspec.Struct, frozen=True, tag=True):
-    """What one step brought for one front, and the counts after it."""
+    """What one turn of the engine brought for one front, and the counts after it."""
 
     outputs: list[SequenceOutput]
+    refusals: list[Refusal]
     stats: EngineStats
 
 

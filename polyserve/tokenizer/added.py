@@ -4,7 +4,7 @@ Hugging Face calls them added tokens: special tokens, and words that were added 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 
@@ -20,7 +20,7 @@ class AddedToken:
 class AddedTokens:
     """Cuts texts at added tokens. There can be thousands: a place is looked up by length, not compared with each."""
 
-    def __init__(self, tokens: list[AddedToken]) -> None:
+    def __init__(self, tokens: Iterable[AddedToken]) -> None:
         self._tokens = {token.content: token for token in tokens if token.content}
         self._lengths = sorted({len(content) for content in self._tokens}, reverse=True)
         first = "".join(sorted({content[0] for content in self._tokens}))

@@ -14,7 +14,7 @@ from polyserve.tokenizer.settings import TokenizerSettings, read_settings, read_
 
 
 def load_tokenizer(path: Path, *, chat_template: str | None = None) -> Tokenizer:
-    """Load from a folder or GGUF file. `chat_template`, a jinja file or built-in name, goes before the checkpoint's own.
+    """Load from a folder or GGUF file. `chat_template`, a jinja file or built-in name, replaces the checkpoint's own.
 
     Raises ModelLoadError if there is no tokenizer, or it or the template cannot be used."""
     template = None if chat_template is None else _template_source(chat_template)

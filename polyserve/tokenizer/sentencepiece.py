@@ -4,7 +4,7 @@ Piece   a string in which ▁ stands for a space, a byte `<0xNN>`, or a token of
 Text    is cut at special tokens first; each part goes to the library alone. A vocabulary that wants a space before
         every text (`add_dummy_prefix`) gets it before the first part only, and not if the text begins with a special
         token: so do Llama tokenizers with `legacy=False`, and PolyLM's is one. `decode` takes that space away again
-The library's `encode` releases the interpreter's lock (since 0.2.3), so a long text does not hold up other threads.
+The library's `encode` releases the interpreter's lock (since 0.2.2), so a long text does not hold up other threads.
 Source   https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
 """
 
@@ -60,12 +60,10 @@ class SentencePieceTokenizer(Tokenizer):
         self._first_prefix = SPACE if around.prefix_space else ""
         self._before = [special.bos_id] if around.add_bos and special.bos_id is not None else []
         self._after = [special.eos_id] if around.add_eos and special.eos_id is not None else []
-        self._verbatim = {token.token_id: token.content for token in around.added}
-        for token_id in special.all_ids():
-            self._verbatim.setdefault(token_id, self._pieces[token_id])
-        flagged = {token.token_id for token in around.added}
-        unflagged = [AddedToken(text, i) for i, text in self._verbatim.items() if i not in flagged]
-        self._added = AddedTokens([*unflagged, *around.added])
+        pieces = {i: AddedToken(self._pieces[i], i) for i in special.all_ids() if i < len(self._pieces)}
+        verbatim = pieces | {token.token_id: token for token in around.added}
+        self._added = AddedTokens(verbatim.values())
+        self._verbatim = {token_id: token.content for token_id, token in verbatim.items()}
         super().__init__(
             vocab_size=max(len(self._pieces), max(self._verbatim, default=0) + 1),
             special=special,

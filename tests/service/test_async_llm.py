@@ -12,15 +12,15 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from support.fake_engine import COMMAND, EOS, MAX_PROMPT_LEN, POISON
-from support.piece_tokenizer import byte_tokenizer
 
 from polyserve.config import EngineConfig
-from polyserve.errors import EngineDead, InvalidRequest, ModelLoadError
+from polyserve.errors import EngineDead, InternalError, InvalidRequest, ModelLoadError
 from polyserve.request import SequenceOutput, TokenLogprob
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.async_llm import AsyncLLM, ChoiceDelta, merged
 from polyserve.service.engine_process import EngineProcess
+from support.fake_engine import COMMAND, EOS, HOPELESS, MAX_PROMPT_LEN, POISON
+from support.piece_tokenizer import byte_tokenizer
 
 LONG = SamplingParams(max_tokens=900)
 TEMPLATE = "{% for message in messages %}{{ message.content }};{% endfor %}"
@@ -194,10 +194,22 @@ def test_a_request_that_can_never_be_served_is_refused_and_disturbs_no_other() -
             other = asyncio.create_task(answer(llm, "other", list(b"abc"), SamplingParams(max_tokens=100)))
             with pytest.raises(InvalidRequest, match="token id 256; this model's ids are 0 to 255"):  # by the front
                 await answer(llm, "r", [256], LONG)
-            with pytest.raises(InvalidRequest, match="501 tokens never fits"):  # by the engine
+            with pytest.raises(InvalidRequest, match="501 tokens never fits") as refusal:  # by the engine
                 await answer(llm, "r", [1] * (MAX_PROMPT_LEN + 1), SamplingParams(n=2))
+            assert refusal.value.param == "prompt"
             with pytest.raises(InvalidRequest, match="logprobs must be at most 5"):
                 llm.check([1], SamplingParams(logprobs=6))
+            assert len(text_of(await other)) == 100
+
+    run(test())
+
+
+def test_a_request_that_the_engine_gives_up_ends_with_an_error_of_the_server() -> None:
+    async def test() -> None:
+        async with fake_llm() as llm:
+            other = asyncio.create_task(answer(llm, "other", list(b"abc"), SamplingParams(max_tokens=100)))
+            with pytest.raises(InternalError, match="gave up"):
+                await answer(llm, "r", [HOPELESS], LONG)
             assert len(text_of(await other)) == 100
 
     run(test())

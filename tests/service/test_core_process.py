@@ -1,24 +1,23 @@
 """The engine process's turn of work, seen from the sockets of its fronts, with an engine without a model."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import cast
 
 import msgspec
 import pytest
 import zmq
-from support.fake_engine import MAX_PROMPT_LEN, FakeEngine
 
 from polyserve.config import EngineConfig
 from polyserve.engine.engine import Engine
 from polyserve.request import Request
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.core_process import CoreLoop
-from polyserve.service.messages import Abort, Add, EngineMessage, FrontMessage, Hello, Outputs, Ready
+from polyserve.service.messages import Abort, Add, EngineMessage, FrontMessage, Hello, Outputs, Ready, Refusal
+from support.fake_engine import MAX_PROMPT_LEN, FakeEngine
 
 
 class Front:
-    """A front's socket, without waiting: everything it sends is there before the next turn."""
+    """A front's socket. In one process, so what it sends is there before the next turn."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
         self._socket = context.socket(zmq.DEALER)
@@ -74,8 +73,8 @@ class Rig:
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    rig = Rig(f"ipc://{tmp_path}/s")
+def rig() -> Iterator[Rig]:
+    rig = Rig("inproc://engine")
     yield rig
     rig.close()
 
@@ -95,21 +94,18 @@ def test_ready_says_what_a_front_has_to_know_of_the_model(rig: Rig) -> None:
 
 def test_a_turn_sends_one_message_for_all_sequences(rig: Rig) -> None:
     front = rig.greeted_front()
-    rig.engine.add(Request("running", [9], SamplingParams()))  # so that the turn does not wait for one message alone
     front.send(*(add(f"r{i}", n=2) for i in range(10)))
-    while rig.engine.stats().num_running < 21:
-        rig.turn()
-        outputs = front.receive_outputs()
+    rig.turn()
+    outputs = front.receive_outputs()
     assert [(output.request_id, output.choice) for output in outputs.outputs] == [
         (f"r{i}", choice) for i in range(10) for choice in range(2)
     ]
-    assert outputs.stats.num_running == 21
+    assert outputs.stats.num_running == 20
 
 
 def test_an_abort_overtakes_the_addition_that_waits_with_it(rig: Rig) -> None:
     front = rig.greeted_front()
     front.send(add("r"), Abort("r"))
-    assert rig.engine.num_added == 0
     rig.turn()
     assert rig.engine.num_added == 0
     assert front.receive_outputs().outputs == []
@@ -140,10 +136,10 @@ def test_every_front_hears_of_its_own_requests_and_of_every_step(rig: Rig) -> No
     assert other.receive_outputs().outputs == []
 
 
-def test_what_the_engine_refuses_is_answered_for_every_choice(rig: Rig) -> None:
+def test_what_the_engine_refuses_is_answered_with_its_reason(rig: Rig) -> None:
     front = rig.greeted_front()
     front.send(add("r", [1] * (MAX_PROMPT_LEN + 1), n=2))
     rig.turn()
-    outputs = front.receive_outputs().outputs
-    assert [(output.choice, output.finish_reason) for output in outputs] == [(0, "error"), (1, "error")]
-    assert outputs[0].error == "a prompt of 501 tokens never fits"
+    message = front.receive_outputs()
+    assert message.outputs == []
+    assert message.refusals == [Refusal("r", "a prompt of 501 tokens never fits", "prompt", None)]

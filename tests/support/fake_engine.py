@@ -1,7 +1,8 @@
 """An engine without a model, for tests of what lies around one; as a program (`COMMAND`), an engine process.
 
 Choice c answers with the prompt, over and over, from the prompt's c-th token on. Some prompts and models are special:
-    a prompt that begins with POISON kills the process; one of more than MAX_PROMPT_LEN tokens is refused by `add`
+    a prompt that begins with POISON kills the process, one that begins with HOPELESS is given up, one of more than
+    MAX_PROMPT_LEN tokens is refused by `add`
     the model "damaged" cannot be loaded, "broken" fails while loading, "slow" takes a minute to load
 """
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 COMMAND = (sys.executable, __file__)
 POISON = 255
 EOS = 254
+HOPELESS = 253
 MAX_PROMPT_LEN = 500
 STEP_S = 0.001
 
@@ -83,6 +85,8 @@ def _next_output(sequence: _Sequence) -> SequenceOutput:
     request, params = sequence.request, sequence.request.params
     if request.prompt_ids[0] == POISON:
         os.kill(os.getpid(), signal.SIGKILL)
+    if request.prompt_ids[0] == HOPELESS:
+        return SequenceOutput(request.request_id, sequence.choice, [], finish_reason="error", error="it gave up")
     token_id = request.prompt_ids[(len(sequence.answer) + sequence.choice) % len(request.prompt_ids)]
     sequence.answer.append(token_id)
     reason: FinishReason | None = "length" if len(sequence.answer) == params.max_tokens else None

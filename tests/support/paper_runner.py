@@ -184,5 +184,7 @@ class PaperEngine:
         raise AssertionError(f"work is left after {max_steps} steps: {self.scheduler.stats}")
 
 
-def a_request(request_id: str, prompt_ids: list[int], *, seed: int = 7, ignore_eos: bool = True, **params: object) -> Request:
+def a_request(
+    request_id: str, prompt_ids: list[int], *, seed: int = 7, ignore_eos: bool = True, **params: object
+) -> Request:
     return Request(request_id, prompt_ids, SamplingParams(seed=seed, ignore_eos=ignore_eos, **params))

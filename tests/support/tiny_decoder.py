@@ -15,7 +15,9 @@ MAX_LEN = 256
 EOS = 2
 
 
-def tiny_config(*, vocab_size: int = VOCAB_SIZE, max_len: int = MAX_LEN, final_soft_cap: float | None = None) -> ModelConfig:
+def tiny_config(
+    *, vocab_size: int = VOCAB_SIZE, max_len: int = MAX_LEN, final_soft_cap: float | None = None
+) -> ModelConfig:
     return ModelConfig(
         family="llama",
         vocab_size=vocab_size,

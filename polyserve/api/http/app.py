@@ -6,7 +6,7 @@ from polyserve import __version__
 from polyserve.api.frontend import Frontend
 from polyserve.api.http.chat import chat_router
 from polyserve.api.http.completions import completions_router
-from polyserve.api.http.errors import add_error_handlers
+from polyserve.api.http.errors import ErrorBody, add_error_handlers
 from polyserve.api.http.models import models_router
 from polyserve.api.http.operations import operations_router
 from polyserve.api.http.tokenizer import tokenizer_router
@@ -16,7 +16,14 @@ ROUTERS = (chat_router, completions_router, models_router, tokenizer_router, ope
 
 def create_app(frontend: Frontend) -> FastAPI:
     """The application for one served model. `/openapi.json` describes it."""
-    app = FastAPI(title="PolyServe", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="PolyServe",
+        version=__version__,
+        docs_url=None,  # its pages would be fetched from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        responses={"4XX": {"model": ErrorBody, "description": "What is wrong with the request"}},
+    )
     for make_router in ROUTERS:
         app.include_router(make_router(frontend))
     add_error_handlers(app)

@@ -2,6 +2,7 @@
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from polyserve.api.frontend import shortened
@@ -26,6 +27,21 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _handle_fault)
 
 
+class ErrorDetail(BaseModel):
+    """`message` is for people, `param` names the field at fault, `code` is a stable word for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """How every error looks; here only for the description of the API."""
+
+    error: ErrorDetail
+
+
 def _object(message: str, type_: str, param: str | None = None, code: str | None = None) -> dict[str, object]:
     return {"error": {"message": message, "type": type_, "param": param, "code": code}}
 
@@ -38,10 +54,10 @@ async def _handle_own(_: Request, error: Exception) -> Response:
 async def _handle_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     if isinstance(error.body, bytes):  # left unread, because it is not announced as JSON
-        given = shortened(request.headers.get("content-type", "nothing"))
-        return json_response(
-            _object(f"the Content-Type must be 'application/json', got {given}", "invalid_request_error"), status=415
-        )
+        given = request.headers.get("content-type")
+        came = "none" if given is None else shortened(given)
+        message = f"the Content-Type must be 'application/json', got {came}"
+        return json_response(_object(message, "invalid_request_error"), status=415)
     return await _handle_own(request, sentence(error.errors()[0]))
 
 

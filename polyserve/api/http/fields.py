@@ -6,6 +6,7 @@ A check raises `invalid(...)`, whose message goes on after the field's name.
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import orjson
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -27,7 +28,7 @@ def invalid(message: str) -> PydanticCustomError:
     return PydanticCustomError("invalid", "{message}", {"message": message})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # typing takes equal metadata for the same, and 1 == True
 class Only:
     """Refuses a field unless it holds null or one of the values that ask for nothing."""
 
@@ -35,7 +36,8 @@ class Only:
 
     def check(self, value: JsonValue) -> JsonValue:
         if value is not None and not any(type(value) is type(other) and value == other for other in self.harmless):
-            raise invalid("is not supported by this server")
+            allowed = "".join(f"{orjson.dumps(other).decode()} or " for other in self.harmless)
+            raise invalid(f"is not supported by this server: it must be {allowed}left out, got {described(value)}")
         return value
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

@@ -28,7 +28,8 @@ def sentence(error: Mapping[str, Any]) -> InvalidRequest:
     if kind == "json_invalid":
         return InvalidRequest(f"the request body is not JSON: {error['ctx']['error']} (at character {error['loc'][1]})")
     if not location:
-        return InvalidRequest(f"the request body must be a JSON object, got {described(given)}")
+        came = "nothing" if kind == "missing" else described(given)
+        return InvalidRequest(f"the request body must be a JSON object, got {came}")
     field = field_name(location)
     if kind == "missing":
         return InvalidRequest(f"{field} is required", param=field)
@@ -63,6 +64,4 @@ def described(value: object) -> str:
         return shortened(value)
     if isinstance(value, int | float):
         return str(value)
-    if isinstance(value, Mapping):
-        return "an object"
-    return f"a list of {len(value)} items" if isinstance(value, list) else "nothing"
+    return f"a list of length {len(value)}" if isinstance(value, list) else "an object"

@@ -1,7 +1,8 @@
 """Tensors of a GGUF file, dequantised through `gguf.quants` a few rows at a time.
 
-A block is ELEMENTS_AT_A_TIME elements: numpy's passes over it then stay in the processor's cache, which is five times as fast as
-whole matrices. `GGUFFile.tensors[name].data` are the packed bytes, for the day when products are computed from them.
+ELEMENTS_AT_A_TIME is how much is dequantised at once: numpy's passes then stay in the processor's cache, which is five
+times as fast as whole matrices. ELEMENTS_IN_A_BLOCK is how much is handed on at once. `GGUFFile.tensors[name].data` are
+the packed bytes, for the day when products are computed from them.
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from torch import Tensor
 from polyserve.gguf import GGUFFile
 
 ELEMENTS_AT_A_TIME = 2**18
+ELEMENTS_IN_A_BLOCK = 2**22
 
 
 class GGUFSource:
@@ -26,13 +28,19 @@ class GGUFSource:
 
     def blocks(self, name: str) -> Iterator[tuple[int, Tensor]]:
         tensor = self._tensors[name]
-        packed = tensor.data if len(tensor.shape) > 1 else tensor.data[None]  # [rows, bytes of one row]
-        row_size = prod(tensor.shape[1:]) if len(tensor.shape) > 1 else tensor.shape[0]
-        num_rows = max(1, ELEMENTS_AT_A_TIME // row_size)
-        for first in range(0, len(packed), num_rows):
-            rows = packed[first : first + num_rows]
-            # One long row: gguf.quants goes through many rows 16 at a time.
-            values = gguf.quants.dequantize(rows.reshape(1, -1), tensor.type)
-            values = np.require(values, np.float32, ["C", "W"])  # F32 comes as a view of the read-only file
-            shape = (len(rows), *tensor.shape[1:]) if len(tensor.shape) > 1 else tensor.shape
-            yield first, torch.from_numpy(values).view(shape)
+        if len(tensor.shape) == 1:
+            yield 0, torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.type).copy())
+            return
+        packed = tensor.data.reshape(tensor.shape[0], -1)
+        row_size = prod(tensor.shape[1:])
+        rows_at_a_time = max(1, ELEMENTS_AT_A_TIME // row_size)
+        rows_in_a_block = max(1, ELEMENTS_IN_A_BLOCK // row_size)
+        buffer = np.empty((min(rows_in_a_block, len(packed)), row_size), np.float32)
+        for first in range(0, len(packed), rows_in_a_block):
+            block = packed[first : first + rows_in_a_block]
+            for row in range(0, len(block), rows_at_a_time):
+                some = block[row : row + rows_at_a_time]
+                # As one long row: gguf.quants goes through rows 16 at a time.
+                values = gguf.quants.dequantize(some.reshape(1, -1), tensor.type)
+                buffer[row : row + len(some)] = values.reshape(len(some), row_size)
+            yield first, torch.from_numpy(buffer[: len(block)]).view(len(block), *tensor.shape[1:])

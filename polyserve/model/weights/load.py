@@ -1,8 +1,9 @@
-"""A checkpoint becomes a Decoder: names are matched first, all of them, then one tensor at a time is streamed into its place.
+"""A checkpoint becomes a Decoder: names are matched first, all of them, then one tensor at a time is streamed into its
+place.
 
-Nothing is read and no memory is taken before every name and shape is known to fit: tensors that are missing, left over or of another
-shape are errors that name them. A parameter gets its memory when its first tensor arrives, and is written in blocks of rows,
-converted and transposed on the way, so that loading needs the model's own size and little more.
+Nothing is read and no memory is taken before every name and shape is known to fit: tensors that are missing, left over
+or of another shape are errors that name them. A parameter gets its memory when its first tensor arrives, and is written
+in blocks of rows, converted and transposed on the way, so that loading needs the model's own size and little more.
 """
 
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ class Assignment:
 def load_model(path: Path, *, dtype: torch.dtype, max_model_len: int | None = None) -> Decoder:
     """Load what `resolve` found, in `dtype` (norm weights stay in fp32).
 
-    max_model_len: longest sequence that it will be asked for; the model's own limit if not given. Raises ModelLoadError.
+    max_model_len: longest sequence that it will be asked for; the model's own limit if not given. Raises
+    ModelLoadError.
     """
     config, table, source = _open(path)
     try:
@@ -62,7 +64,9 @@ def _open(path: Path) -> tuple[ModelConfig, NameTable, TensorSource]:
     config = config_from_folder(path)
     source = safetensors.SafetensorsSource.in_folder(path) or torch_bin.TorchBinSource.in_folder(path)
     if source is None:
-        raise ModelLoadError(f"{path}: has neither {safetensors.FILE_NAME} nor {torch_bin.FILE_NAME}, nor an index of either")
+        raise ModelLoadError(
+            f"{path}: has neither {safetensors.FILE_NAME} nor {torch_bin.FILE_NAME}, nor an index of either"
+        )
     return config, TABLES[config.family], source
 
 
@@ -81,7 +85,8 @@ def _names_without_prefix(source: TensorSource, table: NameTable) -> dict[str, s
 def _plan(
     path: Path, model: Decoder, table: NameTable, names: dict[str, str], shapes: dict[str, tuple[int, ...]]
 ) -> list[Assignment]:
-    """Where each tensor goes, in the file's order. Raises ModelLoadError unless all of the model is there and nothing else."""
+    """Where each tensor goes, in the file's order. Raises ModelLoadError unless all of the model is there and nothing
+    else."""
     parameters = dict(model.named_parameters())
     places = _places(table, parameters, model.config.num_layers)
     copies = {table.head} if model.config.tied_head else set()
@@ -99,7 +104,9 @@ def _plan(
         rows, shape = _rows(place, model.config, parameters[place.parameter])
         wanted = tuple(reversed(shape)) if transposed else shape
         if shapes[full_name] != wanted:
-            raise ModelLoadError(f"{path}: tensor {full_name} must have shape {list(wanted)}, got {list(shapes[full_name])}")
+            raise ModelLoadError(
+                f"{path}: tensor {full_name} must have shape {list(wanted)}, got {list(shapes[full_name])}"
+            )
         plan.append(Assignment(full_name, place.parameter, rows, transposed, place.plus_one))
     return plan
 
@@ -158,19 +165,17 @@ def _fill(model: Decoder, assignment: Assignment, source: TensorSource) -> None:
     """Stream one tensor into its rows."""
     parameter = _with_memory(model, assignment.parameter)
     rows = assignment.rows
-    in_order = bool((rows.diff() == 1).all())
+    start, in_order = int(rows[0]), bool((rows.diff() == 1).all())
     for first, block in source.blocks(assignment.name):
         end = first + len(block)
-        values = block.to(parameter.dtype)
-        if assignment.plus_one:
-            values = values + 1
         if assignment.transposed:
-            parameter[:, first:end] = values.t()
+            parameter[:, first:end] = block.to(parameter.dtype).t()
         elif in_order:
-            start = int(rows[0])
-            parameter[start + first : start + end] = values
+            parameter[start + first : start + end] = block
         else:
-            parameter[rows[first:end]] = values
+            parameter[rows[first:end]] = block.to(parameter.dtype)
+    if assignment.plus_one:
+        parameter[rows] += 1
 
 
 def _with_memory(model: Decoder, name: str) -> Tensor:
@@ -178,16 +183,19 @@ def _with_memory(model: Decoder, name: str) -> Tensor:
     parameter = model.get_parameter(name)
     if parameter.is_meta:
         owner, _, leaf = name.rpartition(".")
-        parameter = nn.Parameter(torch.empty_like(parameter, device="cpu"), requires_grad=False)
+        parameter = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype), requires_grad=False)
         setattr(model.get_submodule(owner), leaf, parameter)
     return parameter.data
 
 
 def _check_copy_of_words(path: Path, model: Decoder, name: str, source: TensorSource) -> None:
-    """A tied model's file may hold its head once more: refuse one that differs, since tying would then change the answers."""
+    """A tied model's file may hold its head once more: refuse one that differs, since tying would then change the
+    answers."""
     words = model.embedding.weight
     if source.shapes[name] != tuple(words.shape):
-        raise ModelLoadError(f"{path}: tensor {name} must have shape {list(words.shape)}, got {list(source.shapes[name])}")
+        raise ModelLoadError(
+            f"{path}: tensor {name} must have shape {list(words.shape)}, got {list(source.shapes[name])}"
+        )
     for first, block in source.blocks(name):
         if not torch.equal(words[first : first + len(block)], block.to(words.dtype)):
             raise ModelLoadError(f"{path}: tensor {name} differs from the word embedding, though the config ties them")

@@ -1,14 +1,15 @@
 """Which tensor of a checkpoint goes where: one table for each family and format, as data.
 
-A table maps a checkpoint's name to a Place. `#` stands for the number of a layer, on both sides. A Place is a parameter of Decoder,
-which of its rows the tensor fills, and how its rows lie in the file:
+A table maps a checkpoint's name to a Place. `#` stands for the number of a layer, on both sides. A Place is a parameter
+of Decoder, which of its rows the tensor fills, and how its rows lie in the file:
 
 part        "" all rows; q, k, v: rows of the fused qkv product; gate, up: rows of the fused gate | up product
 layout      as it is       rows of the file are rows of the parameter
-            conv1d         the file has [in, out] where the parameter has [out, in]: GPT-2's Conv1D. Checkpoints of PolyLM come in
-                           either layout; `polyserve.model.weights.load` looks at the shapes
+            conv1d         the file has [in, out] where the parameter has [out, in]: GPT-2's Conv1D. Checkpoints of
+                           PolyLM come in either layout; `polyserve.model.weights.load` looks at the shapes
             by head        the file's rows go head by head, q, k and v of each together: BLOOM
-            neighbours     rotary pairs are neighbouring rows of each head, where the parameter has them D / 2 apart: Llama in GGUF
+            neighbours     rotary pairs are neighbouring rows of each head, where the parameter has them D / 2 apart:
+                           Llama in GGUF
 plus_one    the file has w where the norm multiplies by 1 + w: Gemma in safetensors (GGUF files have 1 + w already)
 A bias follows the rows of its matrix.
 """
@@ -152,7 +153,11 @@ GEMMA3 = NameTable(
 
 _GGUF_ENDS = {"token_embd.weight": Place("embedding.weight"), "output.weight": Place("head")}
 _GGUF_OUT = ("blk.#.attn_output", "layers.#.attention.out", "", "as it is")
-_GGUF_NORMS = (("blk.#.attn_norm", "layers.#.attention_norm"), ("blk.#.ffn_norm", "layers.#.mlp_norm"), ("output_norm", "norm"))
+_GGUF_NORMS = (
+    ("blk.#.attn_norm", "layers.#.attention_norm"),
+    ("blk.#.ffn_norm", "layers.#.mlp_norm"),
+    ("output_norm", "norm"),
+)
 
 GGUF_GPT2 = NameTable(
     places={

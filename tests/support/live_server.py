@@ -1,0 +1,96 @@
+"""Both servers in front of a FakeLLM, on free ports, in a thread of their own, so that tests use ordinary blocking clients."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import httpx
+import uvloop
+
+from polyserve.api.frontend import Frontend
+from polyserve.api.grpc.server import GrpcServer
+from polyserve.api.ports import listen
+from polyserve.api.server import serve
+from support.fake_llm import FakeLLM, fake_frontend
+
+HOST = "127.0.0.1"
+TIMEOUT_S = 10.0
+
+
+class LiveServer:
+    """`exit_code` is known once the server has ended."""
+
+    llm: FakeLLM
+    frontend: Frontend
+    url: str
+    grpc_address: str
+
+    def __init__(self, make_llm: Callable[[], FakeLLM]) -> None:
+        self._make_llm = make_llm
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.exit_code: int | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+        assert self._ready.wait(TIMEOUT_S)
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self.join()
+
+    def join(self) -> None:
+        self._thread.join(TIMEOUT_S)
+        assert not self._thread.is_alive()
+
+    def die(self) -> None:
+        """Let the engine end."""
+        self._loop.call_soon_threadsafe(self.llm.die)
+
+    def _run(self) -> None:
+        self.exit_code = uvloop.run(self._serve())
+
+    async def _serve(self) -> int:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self.llm = self._make_llm()
+        self.frontend = fake_frontend(self.llm)
+        with listen(HOST, 0) as http_socket:
+            grpc_server = GrpcServer(HOST, 0)
+            self.url = f"http://{HOST}:{http_socket.getsockname()[1]}"
+            self.grpc_address = f"{HOST}:{grpc_server.port}"
+            self._loop.call_soon(self._ready.set)
+            return await serve(self.frontend, http_socket, grpc_server, self._stop, host=HOST)
+
+
+@contextmanager
+def live_server(make_llm: Callable[[], FakeLLM] = FakeLLM) -> Iterator[LiveServer]:
+    """A server for as long as the block runs."""
+    server = LiveServer(make_llm)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def events_of(response: httpx.Response) -> list[dict[str, object] | str]:
+    """The data of every event of a stream; "[DONE]" stays a string."""
+    events: list[dict[str, object] | str] = []
+    for block in response.read().decode().split("\n\n")[:-1]:
+        assert block.startswith("data: "), block
+        data = block.removeprefix("data: ")
+        events.append(data if data == "[DONE]" else json.loads(data))
+    return events
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Wait for what happens soon in the server's thread."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.002)
