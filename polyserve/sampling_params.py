@@ -1,7 +1,7 @@
-"""How one request wants its tokens chosen: one frozen value, checked once, the same for HTTP, gRPC, Python and the engine.
+"""How one request wants its tokens chosen: one frozen value, checked once, the same for HTTP, gRPC, Python and engine.
 
-Order, for one token   logits -> repetition penalty -> frequency and presence penalties -> logit_bias -> allowed tokens, min_tokens
-                       -> temperature -> top-k -> top-p -> min-p -> typical-p -> draw
+Order, for one token   logits -> repetition penalty -> frequency and presence penalties -> logit_bias -> allowed tokens,
+                       min_tokens -> temperature -> top-k -> top-p -> min-p -> typical-p -> draw
 Log-probabilities that are reported are the model's own: before any of these.
 """
 
@@ -34,12 +34,16 @@ class SamplingParams:
     presence_penalty: float = option(0.0, "over the answer, once for a token that came")
     logit_bias: dict[int, float] = option({}, "added to the logits of these token ids")
     allowed_token_ids: list[int] | None = option(None, "nothing but these token ids")
-    seed: int | None = option(None, "of the random numbers; a missing one is drawn when the request is admitted, and kept with it")
+    seed: int | None = option(
+        None, "of the random numbers; a missing one is drawn when the request is admitted, and kept with it"
+    )
     stop: list[str] = option([], "strings that end the answer")
     include_stop_str_in_output: bool = option(False, "leave the stop string in the text")
     stop_token_ids: list[int] = option([], "token ids that end the answer, besides the model's own end of sequence")
     ignore_eos: bool = option(False, "go on after the model's end of sequence")
-    logprobs: int | None = option(None, "log-probabilities of each token and of this many of the likeliest; default: none")
+    logprobs: int | None = option(
+        None, "log-probabilities of each token and of this many of the likeliest; default: none"
+    )
     prompt_logprobs: int | None = option(None, "the same for the tokens of the prompt; default: none")
     skip_special_tokens: bool = option(True, "leave special tokens out of the text")
 
@@ -49,7 +53,9 @@ class SamplingParams:
             _whole("max_tokens", self.max_tokens, 0, MAX_COUNT)
         _whole("min_tokens", self.min_tokens, 0, MAX_COUNT)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise InvalidRequest(f"min_tokens must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}", param="min_tokens")
+            raise InvalidRequest(
+                f"min_tokens must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}", param="min_tokens"
+            )
         _between("temperature", self.temperature, 0.0, 100.0)
         _whole("top_k", self.top_k, -1, MAX_COUNT)
         _between("top_p", self.top_p, 0.0, 1.0, open_low=True)
@@ -61,7 +67,9 @@ class SamplingParams:
         for bias in self.logit_bias.values():
             _between("logit_bias", bias, -100.0, 100.0)
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
-            raise InvalidRequest("allowed_token_ids must name at least one token, got an empty list", param="allowed_token_ids")
+            raise InvalidRequest(
+                "allowed_token_ids must name at least one token, got an empty list", param="allowed_token_ids"
+            )
         if self.seed is not None:
             _whole("seed", self.seed, -MAX_SEED - 1, MAX_SEED)
         _check_stops(self.stop)
@@ -74,12 +82,18 @@ class SamplingParams:
         return self.temperature == 0.0
 
     def check_against(self, *, vocab_size: int, max_logprobs: int) -> None:
-        """Raise InvalidRequest if a token id anywhere is outside the vocabulary, or more log-probabilities are asked for than allowed."""
-        named = (("logit_bias", self.logit_bias), ("allowed_token_ids", self.allowed_token_ids or ()), ("stop_token_ids", self.stop_token_ids))
+        """Raise InvalidRequest if a token id is outside the vocabulary, or too many log-probabilities are asked for."""
+        named = (
+            ("logit_bias", self.logit_bias),
+            ("allowed_token_ids", self.allowed_token_ids or ()),
+            ("stop_token_ids", self.stop_token_ids),
+        )
         for name, ids in named:
             for token_id in ids:
                 if not 0 <= token_id < vocab_size:
-                    raise InvalidRequest(f"{name} holds token id {token_id}; this model's ids are 0 to {vocab_size - 1}", param=name)
+                    raise InvalidRequest(
+                        f"{name} holds token id {token_id}; this model's ids are 0 to {vocab_size - 1}", param=name
+                    )
         for name in ("logprobs", "prompt_logprobs"):
             wanted = getattr(self, name)
             if wanted is not None and wanted > max_logprobs:
@@ -96,7 +110,9 @@ def _check_stops(stops: list[str]) -> None:
             message = f"a stop string has 1 to {MAX_STOP_CHARACTERS} characters, got {len(stop)}"
             raise InvalidRequest(message, param="stop")
         if any("\ud800" <= character <= "\udfff" for character in stop):
-            raise InvalidRequest("a stop string holds half of a surrogate pair, which no text can contain", param="stop")
+            raise InvalidRequest(
+                "a stop string holds half of a surrogate pair, which no text can contain", param="stop"
+            )
 
 
 def _whole(name: str, value: int, low: int, high: int) -> None:

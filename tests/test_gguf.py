@@ -2,6 +2,7 @@
 
 import random
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import gguf
@@ -73,7 +74,10 @@ def by_hand(
 ) -> Path:
     """A file with the given parts and 128 bytes of tensor data, however wrong."""
     entries, tensors = entries or [], tensors or []
-    counts = (len(tensors) if num_tensors is None else num_tensors, len(entries) if num_entries is None else num_entries)
+    counts = (
+        len(tensors) if num_tensors is None else num_tensors,
+        len(entries) if num_entries is None else num_entries,
+    )
     head = b"GGUF" + struct.pack("<IQQ", version, *counts) + b"".join(entries) + b"".join(tensors)
     path.write_bytes(head + bytes(-len(head) % 32) + bytes(128))
     return path
@@ -156,25 +160,23 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     content = write(tmp_path / "whole.gguf").read_bytes()
     last = len(content.rstrip(b"\0"))  # what follows is the padding of the last tensor
     path = tmp_path / "cut.gguf"
-    for length in range(0, last, 3):
+    for length in [*range(0, last, 3), *range(last - 40, last)]:
         path.write_bytes(content[:length])
         message_of(path)
 
 
 def test_a_file_with_changed_bytes_is_read_or_refused_and_nothing_else_happens(tmp_path: Path) -> None:
     content = write(tmp_path / "whole.gguf").read_bytes()
-    rng, path, refused = random.Random(0), tmp_path / "changed.gguf", 0
-    for _ in range(1500):
+    rng, path, read = random.Random(0), tmp_path / "changed.gguf", 0
+    for _ in range(800):
         changed = bytearray(content)
         for _ in range(rng.randint(1, 3)):
             changed[rng.randrange(len(changed))] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))
         path.write_bytes(changed)
-        try:
+        with suppress(ModelLoadError):
             read_gguf(path)
-        except ModelLoadError as error:
-            refused += 1
-            assert "\n" not in error.message
-    assert refused > 100
+            read += 1
+    assert 100 < read < 700
 
 
 @pytest.mark.parametrize(
@@ -190,6 +192,8 @@ def test_a_file_with_changed_bytes_is_read_or_refused_and_nothing_else_happens(t
         ([entry("a", 9, struct.pack("<IQ", 8, 2**61) + string("x"))], "the length of 'a' is more than"),
         ([entry("a", 9, struct.pack("<IQ", 6, 2**62))], "the length of 'a' is more than"),
         ([entry("a", 9, struct.pack("<IQQ", 8, 1, 2**64 - 9))], "ends inside metadata 'a'"),
+        ([entry("a", 9, struct.pack("<IQQ", 8, 1, 500))], "ends inside metadata 'a'"),
+        ([entry("a", 9, struct.pack("<IQ", 8, 3) + string("x"))], "ends inside metadata 'a'"),
         ([entry("general.alignment", 4, struct.pack("<I", 0))], "general.alignment must be a power of two, got 0"),
         ([entry("general.alignment", 8, string("32"))], "general.alignment must be a power of two, got '32'"),
         ([entry("split.count", 2, struct.pack("<H", 3))], "one of 3 parts of a split GGUF file"),

@@ -6,11 +6,11 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.piece_tokenizer import PieceTokenizer
 
 from polyserve.output import SequenceText, TextDelta, prompt_logprob_entries
 from polyserve.request import FinishReason, SequenceOutput, TokenLogprob
 from polyserve.sampling_params import SamplingParams
+from support.piece_tokenizer import PieceTokenizer
 
 SCRIPTS = "ab ab\n,。你好世界हिन्दीไทยعربيрус한국😀👩‍👩‍👧é\u0301"  # 1 to 4 bytes a character, some of them joined
 

@@ -137,7 +137,9 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
         model.pieces.add(piece=f"<0x{byte:02X}>", type=kinds.BYTE, score=0.0)
     letters = string.ascii_letters + string.digits + string.punctuation
     words = ("▁" + "".join(word) for word in itertools.product(string.ascii_lowercase, repeat=4))
-    for number, piece in enumerate(itertools.islice(itertools.chain("▁", letters, words), vocab_size - len(model.pieces))):
+    for number, piece in enumerate(
+        itertools.islice(itertools.chain("▁", letters, words), vocab_size - len(model.pieces))
+    ):
         model.pieces.add(piece=piece, score=-float(number))
     model.trainer_spec.model_type = format.TrainerSpec.BPE
     model.trainer_spec.byte_fallback = True

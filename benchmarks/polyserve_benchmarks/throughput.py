@@ -26,6 +26,7 @@ from polyserve_benchmarks.machine import machine, num_cores, read_bandwidth, ver
 from polyserve_benchmarks.workload import Workload, random_prompts
 
 if TYPE_CHECKING:
+    from polyserve.model.config import ModelConfig
     from polyserve.service.async_llm import AsyncLLM
 
 WARM_UP_TOKENS = 4
@@ -61,12 +62,15 @@ class Limit:
 
 async def run(config: EngineConfig, workload: Workload) -> None:
     """Measure each number of streams; print a line for each and, last, one JSON document."""
+    from polyserve.model.families import read_config
+    from polyserve.model.weights.resolve import resolve
     from polyserve.service.async_llm import AsyncLLM
 
-    limit = Limit(weight_bytes_per_step(config), read_bandwidth(config.threads or num_cores()))
+    model = read_config(resolve(config.model))
+    _check_length(workload, config.max_model_len or model.max_len)
+    limit = Limit(weight_bytes_per_step(model, config.dtype), read_bandwidth(config.threads or num_cores()))
     llm = await AsyncLLM.start(config)
     try:
-        _check_length(workload, llm.max_model_len)
         print(_heading(config, workload, limit), flush=True)
         measurements = []
         for count in workload.num_streams:
@@ -88,22 +92,16 @@ async def run(config: EngineConfig, workload: Workload) -> None:
     print(json.dumps(document))
 
 
-def weight_bytes_per_step(config: EngineConfig) -> int:
+def weight_bytes_per_step(model: "ModelConfig", dtype_name: str) -> int:
     """Bytes of weights that one step reads: all but an embedding table that is not the head as well."""
     import torch
 
     from polyserve.model.decoder import Decoder
-    from polyserve.model.families import read_config
-    from polyserve.model.weights.resolve import resolve
 
-    model_config = read_config(resolve(config.model))
-    with torch.device("meta"):
-        decoder = Decoder(model_config)
-    elements = sum(parameter.numel() for parameter in decoder.parameters())
-    if not model_config.tied_head:
-        elements -= model_config.vocab_size * model_config.hidden_size
-    dtype: torch.dtype = getattr(torch, config.dtype)
-    return elements * dtype.itemsize
+    dtype: torch.dtype = getattr(torch, dtype_name)
+    decoder = Decoder(model, dtype=dtype)  # parameters have no memory before they are loaded
+    table = 0 if model.tied_head else model.vocab_size * model.hidden_size * dtype.itemsize
+    return sum(parameter.nbytes for parameter in decoder.parameters()) - table
 
 
 async def _measure(llm: "AsyncLLM", workload: Workload, num_streams: int, limit: Limit) -> Measurement:

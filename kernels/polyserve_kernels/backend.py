@@ -1,5 +1,5 @@
-"""What a backend provides: a module `backend.py` in its folder with these functions. Their contracts are in `ops.py`, which has checked
-every argument before it calls them; options arrive as they are, without defaults."""
+"""What a backend provides: a module `backend.py` in its folder with these functions. Their contracts are in `ops.py`,
+which has checked every argument before it calls them; options arrive as they are, without defaults."""
 
 from typing import Protocol
 
@@ -119,4 +119,6 @@ class Backend(Protocol):
         self, hidden: Tensor, weight: Tensor, targets: Tensor, *, num_top: int, soft_cap: float | None
     ) -> tuple[Tensor, Tensor, Tensor]: ...
 
-    def random_uniform(self, seeds: Tensor, choices: Tensor, positions: Tensor, *, purpose: int, count: int) -> Tensor: ...
+    def random_uniform(
+        self, seeds: Tensor, choices: Tensor, positions: Tensor, *, purpose: int, count: int
+    ) -> Tensor: ...

@@ -1,15 +1,22 @@
-"""What an operation says to arguments that it cannot take: ValueError with what was wanted and what came."""
+"""What operations say to arguments that they cannot take: ValueError with what was wanted and what came.
+
+First what holds of any tensor, then what several operations ask of the same arguments. Letters of shapes are those of
+`ops.py`.
+"""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from polyserve_kernels.types import KEY_TILE, LogitEdits
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_shape(name: str, x: Tensor, wanted: Sequence[int | str]) -> None:
-    """Refuse a shape that differs. A number is wanted exactly; a word stands for any size and names it in the message."""
+    """Refuse a shape that differs. A number is wanted exactly; a word stands for any size and names it in the
+    message."""
     shape = x.shape
     if len(shape) != len(wanted) or any(w != s and not isinstance(w, str) for w, s in zip(wanted, shape, strict=True)):
         raise ValueError(f"{name} must have shape [{', '.join(map(str, wanted))}], got {list(shape)}")
@@ -25,7 +32,9 @@ def check_together(**tensors: Tensor | None) -> None:
     present = {name: x for name, x in tensors.items() if x is not None}
     devices = {x.device for x in present.values()}
     if len(devices) > 1:
-        raise ValueError(f"{', '.join(present)} must be on one device, got {', '.join(str(x.device) for x in present.values())}")
+        raise ValueError(
+            f"{', '.join(present)} must be on one device, got {', '.join(str(x.device) for x in present.values())}"
+        )
 
 
 def check_contiguous(name: str, x: Tensor) -> None:
@@ -36,6 +45,132 @@ def check_contiguous(name: str, x: Tensor) -> None:
 def check_positive(name: str, value: float | None) -> None:
     if value is not None and not value > 0:
         raise ValueError(f"{name} must be more than 0, got {value}")
+
+
+def out_dtype_of(x: Tensor, out_dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype of a result: the one asked for, or x's."""
+    if out_dtype is not None and out_dtype not in FLOATS:
+        raise ValueError(f"out_dtype must be float32 or bfloat16 or float16, got {_word(out_dtype)}")
+    return out_dtype or x.dtype
+
+
+def check_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None) -> None:
+    check_dtype("x", x, *FLOATS)
+    if x.dim() == 0:
+        raise ValueError("x must have shape [..., C], got []")
+    check_shape("weight", weight, (x.shape[-1],))
+    check_dtype("weight", weight, *FLOATS)
+    check_positive("eps", eps)
+    if bias is not None:
+        check_shape("bias", bias, (x.shape[-1],))
+        check_dtype("bias", bias, weight.dtype)
+    if residual is not None:
+        check_shape("residual", residual, x.shape)
+        check_dtype("residual", residual, torch.float32)
+    check_together(x=x, weight=weight, bias=bias, residual=residual)
+
+
+def check_gated(x: Tensor) -> None:
+    check_shape("x", x, ("T", "2F"))
+    check_dtype("x", x, *FLOATS)
+    if x.shape[1] % 2:
+        raise ValueError(f"x must have an even number of columns, gate and up, got {x.shape[1]}")
+
+
+def check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
+    check_shape("q", q, ("T", "Hq", "D"))
+    check_shape("k", k, (q.shape[0], "Hkv", q.shape[2]))
+    check_shape("v", v, k.shape)
+    check_dtype("q", q, *FLOATS)
+    check_dtype("k", k, q.dtype)
+    check_dtype("v", v, q.dtype)
+    check_groups(q.shape[1], k.shape[1])
+    check_together(q=q, k=k, v=v)
+
+
+def check_groups(query_heads: int, kv_heads: int) -> None:
+    if kv_heads == 0 or query_heads % kv_heads:
+        raise ValueError(f"Hkv must divide Hq, got Hq {query_heads} and Hkv {kv_heads}")
+
+
+def check_angles(q: Tensor, cos: Tensor, sin: Tensor) -> None:
+    check_shape("cos", cos, (q.shape[0], "R / 2"))
+    check_shape("sin", sin, cos.shape)
+    check_dtype("cos", cos, torch.float32)
+    check_dtype("sin", sin, torch.float32)
+    if 2 * cos.shape[1] > q.shape[2]:
+        raise ValueError(f"cos must have at most D / 2 = {q.shape[2] // 2} columns, got {cos.shape[1]}")
+    check_together(q=q, cos=cos, sin=sin)
+
+
+def check_caches(k_cache: Tensor, v_cache: Tensor, kv_heads: int | str, head_size: int | str) -> None:
+    check_shape("k_cache", k_cache, ("num_blocks", "block_size", kv_heads, head_size))
+    check_shape("v_cache", v_cache, k_cache.shape)
+    check_dtype("k_cache", k_cache, *FLOATS)
+    check_dtype("v_cache", v_cache, k_cache.dtype)
+    check_contiguous("k_cache", k_cache)
+    check_contiguous("v_cache", v_cache)
+    if k_cache.shape[1] == 0 or KEY_TILE % k_cache.shape[1]:
+        raise ValueError(f"block_size must divide {KEY_TILE}, got {k_cache.shape[1]}")
+    check_together(k_cache=k_cache, v_cache=v_cache)
+
+
+def check_paged(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, seq_lens: Tensor) -> None:
+    check_shape("q", q, ("T", "Hq", "D"))
+    check_dtype("q", q, *FLOATS)
+    check_caches(k_cache, v_cache, "Hkv", q.shape[2])
+    check_groups(q.shape[1], k_cache.shape[2])
+    check_shape("block_tables", block_tables, ("S", "max_blocks"))
+    check_shape("seq_lens", seq_lens, (block_tables.shape[0],))
+    check_dtype("block_tables", block_tables, torch.int32)
+    check_dtype("seq_lens", seq_lens, torch.int32)
+    check_together(q=q, k_cache=k_cache, block_tables=block_tables, seq_lens=seq_lens)
+
+
+def check_attention(q: Tensor, alibi_slopes: Tensor | None, window: int | None, soft_cap: float | None) -> None:
+    if alibi_slopes is not None:
+        check_shape("alibi_slopes", alibi_slopes, (q.shape[1],))
+        check_dtype("alibi_slopes", alibi_slopes, torch.float32)
+        check_together(q=q, alibi_slopes=alibi_slopes)
+    check_positive("window", window)
+    check_positive("soft_cap", soft_cap)
+
+
+def check_head(
+    hidden: Tensor, weight: Tensor, edits: LogitEdits | None, temperature: Tensor | None, soft_cap: float | None
+) -> None:
+    check_shape("hidden", hidden, ("S", "C"))
+    check_shape("weight", weight, ("V", hidden.shape[1]))
+    check_dtype("hidden", hidden, *FLOATS)
+    check_dtype("weight", weight, hidden.dtype)
+    check_positive("soft_cap", soft_cap)
+    if temperature is not None:
+        check_shape("temperature", temperature, (hidden.shape[0],))
+        check_dtype("temperature", temperature, torch.float32)
+    check_together(hidden=hidden, weight=weight, temperature=temperature)
+    if edits is not None:
+        check_edits(edits, hidden.shape[0], weight.shape[0])
+        check_together(hidden=hidden, rows=edits.rows, allowed=edits.allowed)
+
+
+def check_edits(edits: LogitEdits, num_rows: int, vocab_size: int) -> None:
+    for name, dtype in (
+        ("rows", torch.int64),
+        ("ids", torch.int64),
+        ("repetition", torch.float32),
+        ("bias", torch.float32),
+    ):
+        entries: Tensor = getattr(edits, name)
+        check_shape(f"edits.{name}", entries, (edits.rows.shape[0] if edits.rows.dim() else "E",))
+        check_dtype(f"edits.{name}", entries, dtype)
+    if edits.allowed is not None:
+        check_shape("edits.allowed", edits.allowed, (num_rows, (vocab_size + 31) // 32))
+        check_dtype("edits.allowed", edits.allowed, torch.int32)
+
+
+def check_num_top(num_top: int, vocab_size: int) -> None:
+    if not 0 <= num_top <= vocab_size:
+        raise ValueError(f"num_top must be 0 to {vocab_size} (the vocabulary), got {num_top}")
 
 
 def _word(dtype: torch.dtype) -> str:

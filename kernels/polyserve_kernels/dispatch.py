@@ -1,6 +1,7 @@
 """Which backend answers: the one named by `use_backend`, else by POLYSERVE_BACKEND, else the first that a device has.
 
-A backend that is named but missing is an error. That the best one for a device is missing, and the next one answers, is logged once.
+A backend that is named but missing is an error. That the best one for a device is missing, and the next one answers, is
+logged once.
 """
 
 import logging
@@ -34,7 +35,8 @@ _logged: set[str] = set()  # device types whose fallback was logged
 class use_backend:  # noqa: N801  (reads as the statement that it is, like torch.no_grad)
     """Name the backend of this process from now on; None returns to the environment's or the device's choice.
 
-    As a context manager it restores the former choice at its end. Raises ValueError, and changes nothing, if the backend is missing.
+    As a context manager it restores the former choice at its end. Raises ValueError, and changes nothing, if the
+    backend is missing.
     """
 
     def __init__(self, name: str | None) -> None:
@@ -46,7 +48,9 @@ class use_backend:  # noqa: N801  (reads as the statement that it is, like torch
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         _name(self._former)
 
 
@@ -65,7 +69,8 @@ def backend_name(device: torch.device) -> str:
 
 
 def numerics_id(device: torch.device | None = None) -> str:
-    """Everything here that results' bits depend on, as one short word, such as `reference-avx2-torch2.13.0-k1`. Default device: the CPU."""
+    """Everything here that results' bits depend on, as one short word, such as `reference-avx2-torch2.13.0-k1`. Default
+    device: the CPU."""
     device = device or torch.device("cpu")
     if device.type == "cuda":
         capability = "sm_{}{}".format(*torch.cuda.get_device_capability(device))

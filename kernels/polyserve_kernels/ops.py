@@ -1,14 +1,15 @@
-"""Every operation: its contract, its checks, one line of dispatch. Nothing else of this package is imported from outside,
-but `types` (the values that operations take and give) and `dispatch` (which backend answers).
+"""Every operation: its contract, its checks, one line of dispatch. Nothing else of this package is imported from
+outside, except `types` (the values that operations take and give) and `dispatch` (which backend answers).
 
-Sizes        T tokens   S sequences or rows   H heads, Hq of queries, Hkv of keys and values, Hkv divides Hq   D head size   C channels
-             F width of the MLP   V vocabulary
-Invariance   a row's result is the same bits whatever other rows are in the call, whether its keys came in one chunk or many, as
-             prefill or as decode, and at every thread count, within one numerics id (`dispatch.numerics_id`).
-Arithmetic   operands in the dtype they come in (float32, bfloat16 or float16), every sum, norm, softmax and log-sum-exp in float32, one
-             rounding at the end.
+Sizes        T tokens   S sequences or rows   Hq query heads   Hkv key and value heads, divides Hq   D head size
+             C channels   F width of the MLP   V vocabulary
+Invariance   a row's result is the same bits whatever other rows are in the call, whether its keys came in one chunk or
+             many, as prefill or as decode, and at every thread count, within one numerics id (`dispatch.numerics_id`).
+Arithmetic   operands in the dtype they come in (float32, bfloat16 or float16), every sum, norm, softmax and log-sum-exp
+             in float32, one rounding at the end.
 Memory       results are newly allocated and arguments are only read, except where a contract says what it writes to.
-Errors       ValueError with what was wanted and what came, before anything is computed. What index tensors hold is not looked at.
+Errors       ValueError with what was wanted and what came, before anything is computed. What index tensors hold is not
+             looked at.
 """
 
 from typing import overload
@@ -16,11 +17,24 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from polyserve_kernels.checks import FLOATS, check_contiguous, check_dtype, check_positive, check_shape, check_together
+from polyserve_kernels.checks import (
+    FLOATS,
+    check_angles,
+    check_attention,
+    check_caches,
+    check_dtype,
+    check_gated,
+    check_head,
+    check_heads,
+    check_norm,
+    check_num_top,
+    check_paged,
+    check_shape,
+    check_together,
+    out_dtype_of,
+)
 from polyserve_kernels.dispatch import backend
 from polyserve_kernels.types import HeadTopK, LogitEdits
-
-KEY_TILE = 128  # keys of one attention partial; a block of the cache divides it
 
 
 def matmul(x: Tensor, w: Tensor, bias: Tensor | None = None, *, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -37,11 +51,13 @@ def matmul(x: Tensor, w: Tensor, bias: Tensor | None = None, *, out_dtype: torch
         check_shape("bias", bias, (w.shape[0],))
         check_dtype("bias", bias, x.dtype)
     check_together(x=x, w=w, bias=bias)
-    return backend(x.device).matmul(x, w, bias, out_dtype=_float(out_dtype, x))
+    return backend(x.device).matmul(x, w, bias, out_dtype=out_dtype_of(x, out_dtype))
 
 
 @overload
-def rms_norm(x: Tensor, weight: Tensor, *, eps: float, residual: None = None, out_dtype: torch.dtype | None = None) -> Tensor: ...
+def rms_norm(
+    x: Tensor, weight: Tensor, *, eps: float, residual: None = None, out_dtype: torch.dtype | None = None
+) -> Tensor: ...
 @overload
 def rms_norm(
     x: Tensor, weight: Tensor, *, eps: float, residual: Tensor, out_dtype: torch.dtype | None = None
@@ -52,13 +68,14 @@ def rms_norm(
     """y = x / sqrt(mean(x^2) + eps) * weight, over the last dimension.
 
     x: [..., C].  weight: [C], its dtype may differ (Gemma's 1 + w is added when a checkpoint is loaded).
-    residual: None, or x's shape in float32: then residual' = residual + x in float32, y is of residual', and (y, residual') is returned.
-    Returns y in out_dtype (default: x's).  Source: https://arxiv.org/abs/1910.07467
+    residual: [..., C] float32: then the sum residual + x is normed instead of x, in float32.
+    Returns y in out_dtype (default: x's); with a residual (y, residual + x).
+    Source: https://arxiv.org/abs/1910.07467
     """
-    _check_norm(x, weight, None, eps, residual)
+    check_norm(x, weight, None, eps, residual)
     if residual is None:
-        return backend(x.device).rms_norm(x, weight, eps=eps, out_dtype=_float(out_dtype, x))
-    return backend(x.device).add_rms_norm(x, residual, weight, eps=eps, out_dtype=_float(out_dtype, x))
+        return backend(x.device).rms_norm(x, weight, eps=eps, out_dtype=out_dtype_of(x, out_dtype))
+    return backend(x.device).add_rms_norm(x, residual, weight, eps=eps, out_dtype=out_dtype_of(x, out_dtype))
 
 
 @overload
@@ -80,12 +97,13 @@ def layer_norm(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, over the last dimension, var without Bessel's correction.
 
-    bias: [C] in weight's dtype; the rest as for `rms_norm`.  Source: https://arxiv.org/abs/1607.06450
+    bias: [C] in weight's dtype; the rest as for `rms_norm`.
+    Source: https://arxiv.org/abs/1607.06450
     """
-    _check_norm(x, weight, bias, eps, residual)
+    check_norm(x, weight, bias, eps, residual)
     if residual is None:
-        return backend(x.device).layer_norm(x, weight, bias, eps=eps, out_dtype=_float(out_dtype, x))
-    return backend(x.device).add_layer_norm(x, residual, weight, bias, eps=eps, out_dtype=_float(out_dtype, x))
+        return backend(x.device).layer_norm(x, weight, bias, eps=eps, out_dtype=out_dtype_of(x, out_dtype))
+    return backend(x.device).add_layer_norm(x, residual, weight, bias, eps=eps, out_dtype=out_dtype_of(x, out_dtype))
 
 
 def bias_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -103,25 +121,29 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def gated_silu(x: Tensor) -> Tensor:
-    """silu(gate) * up.  x: [T, 2F], gate and up side by side.  Returns [T, F] in x's dtype.  Source: https://arxiv.org/abs/2002.05202"""
-    _check_gated(x)
+    """silu(gate) * up.  x: [T, 2F], gate and up side by side.  Returns [T, F] in x's dtype.
+
+    Source: https://arxiv.org/abs/2002.05202
+    """
+    check_gated(x)
     return backend(x.device).gated_silu(x)
 
 
 def gated_gelu(x: Tensor) -> Tensor:
     """gelu(gate) * up, GELU by its tanh form.  x: [T, 2F], gate and up side by side.  Returns [T, F] in x's dtype."""
-    _check_gated(x)
+    check_gated(x)
     return backend(x.device).gated_gelu(x)
 
 
 def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> tuple[Tensor, Tensor]:
-    """Turn the R leading elements of every head by its token's angles: (a, b) -> (a cos - b sin, b cos + a sin) in float32.
+    """Turn the R leading elements of every head, pair by pair: (a, b) -> (a cos - b sin, b cos + a sin), in float32.
 
-    q: [T, Hq, D].  k: [T, Hkv, D], q's dtype.  cos, sin: [T, R / 2] float32, R <= D.
-    Pairs are elements (i, i + R / 2), or (2i, 2i + 1) if interleaved.  Returns rotated q and k.  Source: https://arxiv.org/abs/2104.09864
+    q: [T, Hq, D].  k: [T, Hkv, D], q's dtype.  cos, sin: [T, R / 2] float32, of each token's angles, R <= D.
+    Pairs are elements (i, i + R / 2), or (2i, 2i + 1) if interleaved.  Returns rotated q and k.
+    Source: https://arxiv.org/abs/2104.09864
     """
-    _check_heads(q, k, k)
-    _check_angles(q, cos, sin)
+    check_heads(q, k, k)
+    check_angles(q, cos, sin)
     return backend(q.device).rotary(q, k, cos, sin, interleaved=interleaved)
 
 
@@ -137,18 +159,19 @@ def rotary_write_kv(
     *,
     interleaved: bool = False,
 ) -> Tensor:
-    """Rotate q and k as `rotary` does and write k and v into their slots, rounded to the caches' dtype. Writes to k_cache and v_cache.
+    """Rotate q and k as `rotary` does, and write k and v into their slots.  Writes to k_cache and v_cache.
 
     q: [T, Hq, D].  k, v: [T, Hkv, D].  cos, sin: [T, R / 2] float32, or both None: no rotation.
-    k_cache, v_cache: [num_blocks, block_size, Hkv, D], contiguous.  slot_mapping: [T] int64, block * block_size + offset; -1 writes
-    nothing; no slot twice.  Returns rotated q.
+    k_cache, v_cache: [num_blocks, block_size, Hkv, D], contiguous; k and v are rounded to their dtype.
+    slot_mapping: [T] int64, block * block_size + offset, none twice; at -1 nothing is written.
+    Returns rotated q.
     """
-    _check_heads(q, k, v)
+    check_heads(q, k, v)
     if (cos is None) != (sin is None):
         raise ValueError("cos and sin must be given together, got one of them")
     if cos is not None and sin is not None:
-        _check_angles(q, cos, sin)
-    _check_caches(k_cache, v_cache, k.shape[1], k.shape[2])
+        check_angles(q, cos, sin)
+    check_caches(k_cache, v_cache, k.shape[1], k.shape[2])
     check_shape("slot_mapping", slot_mapping, (q.shape[0],))
     check_dtype("slot_mapping", slot_mapping, torch.int64)
     check_together(q=q, k_cache=k_cache, slot_mapping=slot_mapping)
@@ -156,12 +179,12 @@ def rotary_write_kv(
 
 
 def copy_blocks(k_cache: Tensor, v_cache: Tensor, pairs: Tensor) -> None:
-    """Copy whole blocks inside one layer's caches. Writes to k_cache and v_cache.
+    """Copy whole blocks inside one layer's caches.  Writes to k_cache and v_cache.
 
-    k_cache, v_cache: [num_blocks, block_size, Hkv, D], contiguous.  pairs: [P, 2] int64, (source, destination); no destination stands
-    twice or is a source.
+    k_cache, v_cache: [num_blocks, block_size, Hkv, D], contiguous.
+    pairs: [P, 2] int64, (source, destination); no destination stands twice or is a source.
     """
-    _check_caches(k_cache, v_cache, "Hkv", "D")
+    check_caches(k_cache, v_cache, "Hkv", "D")
     check_shape("pairs", pairs, ("P", 2))
     check_dtype("pairs", pairs, torch.int64)
     check_together(k_cache=k_cache, pairs=pairs)
@@ -181,13 +204,16 @@ def attention_varlen(
 ) -> Tensor:
     """Causal attention of packed sequences, each to itself alone.
 
-    q: [T, Hq, D].  k, v: [T, Hkv, D].  One dtype.  cu_seqlens: [S + 1] int32, first tokens of the sequences, then T; S may be 0, sequences
-    may be empty.  score = scale * q.k, then soft_cap * tanh(score / soft_cap), then + alibi_slopes[head] * (key position - query position).
-    alibi_slopes: [Hq] float32.  window: the query at i sees the keys at i - window < j <= i.
-    Returns [T, Hq, D] in q's dtype.  Source: https://arxiv.org/abs/2205.14135
+    q: [T, Hq, D].  k, v: [T, Hkv, D].  All of one dtype.
+    cu_seqlens: [S + 1] int32, the first token of each sequence, then T.  S may be 0, a sequence may be empty.
+    scale: multiplies q.k, usually D ** -0.5.  soft_cap: score becomes soft_cap * tanh(score / soft_cap).
+    alibi_slopes: [Hq] float32; then adds slope * (key position - query position) to the score.
+    window: the query at position i sees the keys at i - window < j <= i.
+    Returns [T, Hq, D] in q's dtype.
+    Source: https://arxiv.org/abs/2205.14135
     """
-    _check_heads(q, k, v)
-    _check_attention(q, alibi_slopes, window, soft_cap)
+    check_heads(q, k, v)
+    check_attention(q, alibi_slopes, window, soft_cap)
     check_shape("cu_seqlens", cu_seqlens, ("S + 1",))
     check_dtype("cu_seqlens", cu_seqlens, torch.int32)
     check_together(q=q, cu_seqlens=cu_seqlens)
@@ -211,13 +237,15 @@ def paged_prefill(
 ) -> Tensor:
     """Causal attention of each sequence's last tokens to its cached keys, their own included.
 
-    q: [T, Hq, D].  k_cache, v_cache: [num_blocks, block_size, Hkv, D], contiguous, of any float dtype; block_size divides 128.
+    q: [T, Hq, D].
+    k_cache, v_cache: [num_blocks, block_size, Hkv, D], contiguous, their dtype may differ; block_size divides 128.
     block_tables: [S, max_blocks] int32, row s lists sequence s's blocks in order, -1 after the last.
-    seq_lens: [S] int32, in tokens, counting the new ones.  cu_seqlens_q: [S + 1] int32, first rows of the sequences in q, then T.
-    Query r of sequence s stands at position seq_lens[s] - (its number of queries) + r.  Options and result as for `attention_varlen`.
+    seq_lens: [S] int32, in tokens, counting the new ones.
+    cu_seqlens_q: [S + 1] int32, the first row of each sequence in q, then T.  A sequence may have no row.
+    Row r of a sequence with n rows stands at position seq_len - n + r.  Options and result as for `attention_varlen`.
     """
-    _check_paged(q, k_cache, v_cache, block_tables, seq_lens)
-    _check_attention(q, alibi_slopes, window, soft_cap)
+    check_paged(q, k_cache, v_cache, block_tables, seq_lens)
+    check_attention(q, alibi_slopes, window, soft_cap)
     check_shape("cu_seqlens_q", cu_seqlens_q, (seq_lens.shape[0] + 1,))
     check_dtype("cu_seqlens_q", cu_seqlens_q, torch.int32)
     check_together(q=q, cu_seqlens_q=cu_seqlens_q)
@@ -239,12 +267,13 @@ def paged_decode(
     window: int | None = None,
     soft_cap: float | None = None,
 ) -> Tensor:
-    """`paged_prefill` with one query a sequence, its last token.  q: [S, Hq, D].  Returns [S, Hq, D]; zeros where seq_lens is 0.
+    """`paged_prefill` with one query a sequence, its last token.
 
-    Source: PagedAttention, https://arxiv.org/abs/2309.06180, section 4.1; partials over keys as in Flash-Decoding (Dao et al., 2023)
+    q: [S, Hq, D].  The rest as for `paged_prefill`.  Returns [S, Hq, D] in q's dtype; zeros where seq_lens is 0.
+    Source: https://arxiv.org/abs/2309.06180, section 4.1; partials over keys as in Flash-Decoding (Dao et al., 2023)
     """
-    _check_paged(q, k_cache, v_cache, block_tables, seq_lens)
-    _check_attention(q, alibi_slopes, window, soft_cap)
+    check_paged(q, k_cache, v_cache, block_tables, seq_lens)
+    check_attention(q, alibi_slopes, window, soft_cap)
     check_shape("q", q, (seq_lens.shape[0], "Hq", "D"))
     return backend(q.device).paged_decode(
         q, k_cache, v_cache, block_tables, seq_lens,
@@ -253,7 +282,7 @@ def paged_decode(
 
 
 def num_vocab_tiles(vocab_size: int, channels: int, *, device: torch.device | None = None) -> int:
-    """How many tiles `head_topk` cuts a head [vocab_size, channels] into: the `uniforms` that its draw takes. Default device: the CPU."""
+    """How many tiles `head_topk` cuts a head [vocab_size, channels] into.  Default device: the CPU."""
     return backend(device or torch.device("cpu")).num_vocab_tiles(vocab_size, channels)
 
 
@@ -268,18 +297,22 @@ def head_topk(
     num_top: int = 0,
     soft_cap: float | None = None,
 ) -> HeadTopK:
-    """What sampling needs of hidden x head^T, in tiles of the vocabulary, never holding [S, V]. See `HeadTopK` for what comes back.
+    """What sampling needs of the logits hidden x weight^T, in tiles of the vocabulary, never holding [S, V].
 
-    hidden: [S, C].  weight: [V, C], same dtype.  k: candidates a row, 1 to V.  num_top: entries of the raw top list, 0 to V.
-    logit = hidden . weight in float32, then soft_cap * tanh(logit / soft_cap).  temperature: [S] float32, more than 0; None is 1.
-    uniforms: [S, num_vocab_tiles(V, C), 2] float32 strictly inside (0, 1): also draw one id a row, exactly, over the whole vocabulary.
-    Tiles race with Gumbel noise, -log(-log(u0)) + log-sum-exp of the tile; inside the winner u1 draws by inverse CDF.
+    hidden: [S, C].  weight: [V, C], hidden's dtype.  Logits are float32.
+    soft_cap: a logit becomes soft_cap * tanh(logit / soft_cap).  edits: see `LogitEdits`.
+    temperature: [S] float32, more than 0, divides the edited logits; None: 1.
+    k: candidates a row, 1 to V.  num_top: entries of the raw top list, 0 to V.
+    uniforms: [S, num_vocab_tiles(V, C), 2] float32, strictly inside (0, 1): draw one id a row from the whole
+    vocabulary, exactly.  Tiles race with Gumbel noise, -log(-log(u0)) + log-sum-exp of the tile; inside the winner u1
+    draws by inverse CDF.
+    Returns `HeadTopK`.
     """
-    _check_head(hidden, weight, edits, temperature, soft_cap)
+    check_head(hidden, weight, edits, temperature, soft_cap)
     vocab_size = weight.shape[0]
     if not 1 <= k <= vocab_size:
         raise ValueError(f"k must be 1 to {vocab_size} (the vocabulary), got {k}")
-    _check_num_top(num_top, vocab_size)
+    check_num_top(num_top, vocab_size)
     chosen = backend(hidden.device)
     if uniforms is not None:
         check_shape("uniforms", uniforms, (hidden.shape[0], chosen.num_vocab_tiles(*weight.shape), 2))
@@ -298,11 +331,11 @@ def head_logits(
     temperature: Tensor | None = None,
     soft_cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """All logits, for the few rows whose filters reach past `head_topk`'s candidates; the same bits as inside `head_topk`.
+    """All logits, for the few rows whose filters reach past `head_topk`'s candidates; bits as inside `head_topk`.
 
     Arguments as for `head_topk`.  Returns raw and edited logits, [S, V] float32 each.
     """
-    _check_head(hidden, weight, edits, temperature, soft_cap)
+    check_head(hidden, weight, edits, temperature, soft_cap)
     return backend(hidden.device).head_logits(hidden, weight, edits=edits, temperature=temperature, soft_cap=soft_cap)
 
 
@@ -311,15 +344,15 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Natural log-probabilities of given tokens, in tiles of the vocabulary, never holding [T, V].
 
-    hidden: [T, C].  weight: [V, C], same dtype.  targets: [T] int64; an id outside the vocabulary has log-probability -inf.
-    Returns logprobs [T] float32, and the num_top best, best first (smaller id first among equals): ids [T, N] int64 and logprobs [T, N]
-    float32.  Each is raw logit - raw_lse with the floats of `head_topk`.
+    hidden: [T, C].  weight: [V, C], hidden's dtype.  targets: [T] int64; -inf is given for an id that there is not.
+    Returns log-probabilities [T] float32, then the num_top best, as ids [T, N] int64 and log-probabilities [T, N]
+    float32: best first, smaller id first among equals.  Each is raw - raw_lse, with the very floats of `head_topk`.
     """
-    _check_head(hidden, weight, None, None, soft_cap)
+    check_head(hidden, weight, None, None, soft_cap)
     check_shape("targets", targets, (hidden.shape[0],))
     check_dtype("targets", targets, torch.int64)
     check_together(hidden=hidden, targets=targets)
-    _check_num_top(num_top, weight.shape[0])
+    check_num_top(num_top, weight.shape[0])
     return backend(hidden.device).token_logprobs(hidden, weight, targets, num_top=num_top, soft_cap=soft_cap)
 
 
@@ -327,7 +360,7 @@ def random_uniform(seeds: Tensor, choices: Tensor, positions: Tensor, purpose: i
     """Random numbers that are a pure function of (seed, choice, position, purpose, index).
 
     seeds: [S] int64.  choices, positions: [S] int64, 0 to 2**32 - 1.  purpose: 0 to 2**32 - 1, one number for each use.
-    Returns [S, count] float32, the odd multiples of 2**-24: strictly inside (0, 1).  The first ones do not depend on count.
+    Returns [S, count] float32, odd multiples of 2**-24: strictly inside (0, 1).  What comes first is free of count.
     Source: Philox4x32-10, Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011)
     """
     for name, x in (("seeds", seeds), ("choices", choices), ("positions", positions)):
@@ -338,124 +371,3 @@ def random_uniform(seeds: Tensor, choices: Tensor, positions: Tensor, purpose: i
         if not 0 <= number < 2**32:
             raise ValueError(f"{name} must be 0 to 2**32 - 1, got {number}")
     return backend(seeds.device).random_uniform(seeds, choices, positions, purpose=purpose, count=count)
-
-
-def _float(dtype: torch.dtype | None, x: Tensor) -> torch.dtype:
-    """The dtype of a result: the one asked for, or x's."""
-    if dtype is not None and dtype not in FLOATS:
-        raise ValueError(f"out_dtype must be float32, bfloat16 or float16, got {str(dtype).removeprefix('torch.')}")
-    return dtype or x.dtype
-
-
-def _check_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None) -> None:
-    check_dtype("x", x, *FLOATS)
-    if x.dim() == 0:
-        raise ValueError("x must have shape [..., C], got []")
-    check_shape("weight", weight, (x.shape[-1],))
-    check_dtype("weight", weight, *FLOATS)
-    check_positive("eps", eps)
-    if bias is not None:
-        check_shape("bias", bias, (x.shape[-1],))
-        check_dtype("bias", bias, weight.dtype)
-    if residual is not None:
-        check_shape("residual", residual, x.shape)
-        check_dtype("residual", residual, torch.float32)
-    check_together(x=x, weight=weight, bias=bias, residual=residual)
-
-
-def _check_gated(x: Tensor) -> None:
-    check_shape("x", x, ("T", "2F"))
-    check_dtype("x", x, *FLOATS)
-    if x.shape[1] % 2:
-        raise ValueError(f"x must have an even number of columns, gate and up, got {x.shape[1]}")
-
-
-def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
-    check_shape("q", q, ("T", "Hq", "D"))
-    check_shape("k", k, (q.shape[0], "Hkv", q.shape[2]))
-    check_shape("v", v, k.shape)
-    check_dtype("q", q, *FLOATS)
-    check_dtype("k", k, q.dtype)
-    check_dtype("v", v, q.dtype)
-    _check_groups(q.shape[1], k.shape[1])
-    check_together(q=q, k=k, v=v)
-
-
-def _check_groups(query_heads: int, kv_heads: int) -> None:
-    if kv_heads == 0 or query_heads % kv_heads:
-        raise ValueError(f"Hkv must divide Hq, got Hq {query_heads} and Hkv {kv_heads}")
-
-
-def _check_angles(q: Tensor, cos: Tensor, sin: Tensor) -> None:
-    check_shape("cos", cos, (q.shape[0], "R / 2"))
-    check_shape("sin", sin, cos.shape)
-    check_dtype("cos", cos, torch.float32)
-    check_dtype("sin", sin, torch.float32)
-    if 2 * cos.shape[1] > q.shape[2]:
-        raise ValueError(f"cos must have at most D / 2 = {q.shape[2] // 2} columns, got {cos.shape[1]}")
-    check_together(q=q, cos=cos, sin=sin)
-
-
-def _check_caches(k_cache: Tensor, v_cache: Tensor, kv_heads: int | str, head_size: int | str) -> None:
-    check_shape("k_cache", k_cache, ("num_blocks", "block_size", kv_heads, head_size))
-    check_shape("v_cache", v_cache, k_cache.shape)
-    check_dtype("k_cache", k_cache, *FLOATS)
-    check_dtype("v_cache", v_cache, k_cache.dtype)
-    check_contiguous("k_cache", k_cache)
-    check_contiguous("v_cache", v_cache)
-    if k_cache.shape[1] == 0 or KEY_TILE % k_cache.shape[1]:
-        raise ValueError(f"block_size must divide {KEY_TILE}, got {k_cache.shape[1]}")
-    check_together(k_cache=k_cache, v_cache=v_cache)
-
-
-def _check_paged(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, seq_lens: Tensor) -> None:
-    check_shape("q", q, ("T", "Hq", "D"))
-    check_dtype("q", q, *FLOATS)
-    _check_caches(k_cache, v_cache, "Hkv", q.shape[2])
-    _check_groups(q.shape[1], k_cache.shape[2])
-    check_shape("block_tables", block_tables, ("S", "max_blocks"))
-    check_shape("seq_lens", seq_lens, (block_tables.shape[0],))
-    check_dtype("block_tables", block_tables, torch.int32)
-    check_dtype("seq_lens", seq_lens, torch.int32)
-    check_together(q=q, k_cache=k_cache, block_tables=block_tables, seq_lens=seq_lens)
-
-
-def _check_attention(q: Tensor, alibi_slopes: Tensor | None, window: int | None, soft_cap: float | None) -> None:
-    if alibi_slopes is not None:
-        check_shape("alibi_slopes", alibi_slopes, (q.shape[1],))
-        check_dtype("alibi_slopes", alibi_slopes, torch.float32)
-        check_together(q=q, alibi_slopes=alibi_slopes)
-    check_positive("window", window)
-    check_positive("soft_cap", soft_cap)
-
-
-def _check_head(
-    hidden: Tensor, weight: Tensor, edits: LogitEdits | None, temperature: Tensor | None, soft_cap: float | None
-) -> None:
-    check_shape("hidden", hidden, ("S", "C"))
-    check_shape("weight", weight, ("V", hidden.shape[1]))
-    check_dtype("hidden", hidden, *FLOATS)
-    check_dtype("weight", weight, hidden.dtype)
-    check_positive("soft_cap", soft_cap)
-    if temperature is not None:
-        check_shape("temperature", temperature, (hidden.shape[0],))
-        check_dtype("temperature", temperature, torch.float32)
-    check_together(hidden=hidden, weight=weight, temperature=temperature)
-    if edits is not None:
-        _check_edits(edits, hidden.shape[0], weight.shape[0])
-        check_together(hidden=hidden, rows=edits.rows, allowed=edits.allowed)
-
-
-def _check_edits(edits: LogitEdits, num_rows: int, vocab_size: int) -> None:
-    for name, dtype in (("rows", torch.int64), ("ids", torch.int64), ("repetition", torch.float32), ("bias", torch.float32)):
-        entries: Tensor = getattr(edits, name)
-        check_shape(f"edits.{name}", entries, (edits.rows.shape[0] if edits.rows.dim() else "E",))
-        check_dtype(f"edits.{name}", entries, dtype)
-    if edits.allowed is not None:
-        check_shape("edits.allowed", edits.allowed, (num_rows, (vocab_size + 31) // 32))
-        check_dtype("edits.allowed", edits.allowed, torch.int32)
-
-
-def _check_num_top(num_top: int, vocab_size: int) -> None:
-    if not 0 <= num_top <= vocab_size:
-        raise ValueError(f"num_top must be 0 to {vocab_size} (the vocabulary), got {num_top}")

@@ -1,4 +1,4 @@
-"""The values that operations take and give besides tensors. All are frozen; their tensors are not to be written to.
+"""The values that operations take and give besides tensors, all frozen, and the one number that callers must know.
 
 S rows   E edits   K candidates   N top entries   V vocabulary
 """
@@ -6,6 +6,8 @@ S rows   E edits   K candidates   N top entries   V vocabulary
 from dataclasses import dataclass
 
 from torch import Tensor
+
+KEY_TILE = 128  # keys of one attention partial, at absolute positions; a block of the cache divides it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

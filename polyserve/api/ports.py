@@ -5,12 +5,16 @@ import socket
 BACKLOG = 2048  # connections that wait to be accepted
 
 
+class PortUnavailable(OSError):
+    """The message says which address, and why."""
+
+
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that clients can connect to from now on. Raises OSError that says what is wrong."""
+    """A socket that clients can connect to from now on. Raises PortUnavailable."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise OSError(f"{host!r} is no address to listen at: {error.strerror}") from error
+        raise PortUnavailable(f"{host!r} is no address to listen at: {error.strerror}") from error
     opened = socket.socket(family, kind, protocol)
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -18,7 +22,7 @@ def listen(host: str, port: int) -> socket.socket:
         opened.listen(BACKLOG)
     except OSError as error:
         opened.close()
-        raise OSError(f"cannot listen at {authority(host, port)}: {error.strerror}") from error
+        raise PortUnavailable(f"cannot listen at {authority(host, port)}: {error.strerror}") from error
     return opened
 
 

@@ -1,16 +1,18 @@
 """The server of one model: the engine in its process, HTTP and gRPC here, from the command line to the exit code.
 
-    ports taken -> engine loaded -> both servers answer, ready line -> a signal, or the engine's death -> both servers end -> engine ends
-Ports are taken before the model is loaded, so that one that is in use is noticed at once; who connects before the end of loading waits.
+    ports taken -> engine loaded -> both servers answer, ready line -> a signal, or the engine's death -> both end -> engine ends
+Ports are taken before the model is loaded, so that one that is in use is noticed at once; who connects over HTTP meanwhile waits.
+The gRPC server is made after the engine process is started, because gRPC's threads and forking do not go together.
 """
 
 import asyncio
 import json
+import math
 import shlex
 import signal
 import socket
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -19,7 +21,7 @@ import uvicorn
 from polyserve.api.frontend import Frontend
 from polyserve.api.grpc.server import GrpcServer
 from polyserve.api.http.app import create_app
-from polyserve.api.ports import BACKLOG, authority, listen
+from polyserve.api.ports import BACKLOG, PortUnavailable, authority, listen
 from polyserve.config import EngineConfig, ServerConfig
 from polyserve.log import get_logger
 from polyserve.service.async_llm import AsyncLLM
@@ -29,56 +31,72 @@ log = get_logger(__name__)
 EXIT_STOPPED = 0
 EXIT_FAILED = 1
 GRACE_S = 5.0  # how long requests that run may take when the server is told to end
+FAREWELL_S = 2.0  # how long their clients may take to read what became of them
 
 Result = TypeVar("Result")
 
 
 async def run(engine: EngineConfig, server: ServerConfig) -> int:
     """Serve until SIGINT or SIGTERM (returns 0) or until the engine dies (returns 1). Raises ModelLoadError."""
+    stop = asyncio.Event()
     try:
-        http_socket, grpc_server = take_ports(server)
-    except OSError as error:
+        with (
+            listen(server.host, server.port) as http_socket,
+            listen(server.host, server.grpc_port) as grpc_socket,
+            told_to_stop(stop),
+        ):
+            starting = AsyncLLM.start(engine, chat_template=server.chat_template, max_logprobs=server.max_logprobs)
+            llm = await unless(stop, starting)
+            if llm is None:
+                return EXIT_STOPPED
+            try:
+                frontend = Frontend(llm, model_name=server.served_model_name or engine.model)
+                return await serve(frontend, http_socket, grpc_socket, stop, host=server.host, announce=say)
+            finally:
+                await llm.close()
+    except PortUnavailable as error:
         sys.stderr.write(f"polyserve: {error}\n")
         return EXIT_FAILED
-    stop = asyncio.Event()
-    with http_socket, told_to_stop(stop):
-        starting = AsyncLLM.start(engine, chat_template=server.chat_template, max_logprobs=server.max_logprobs)
-        llm = await unless(stop, starting)
-        if llm is None:
-            return EXIT_STOPPED
-        try:
-            frontend = Frontend(llm, model_name=server.served_model_name or engine.model)
-            return await serve(frontend, http_socket, grpc_server, stop, host=server.host)
-        finally:
-            await llm.close()
 
 
 async def serve(
-    frontend: Frontend, http_socket: socket.socket, grpc_server: GrpcServer, stop: asyncio.Event, *, host: str
+    frontend: Frontend,
+    http_socket: socket.socket,
+    grpc_socket: socket.socket,
+    stop: asyncio.Event,
+    *,
+    host: str,
+    announce: Callable[[str], None],
+    grace_s: float = GRACE_S,
 ) -> int:
-    """Answer over both protocols until `stop` is set or the engine dies. Returns the exit code."""
-    http = _HttpServer(_uvicorn_config(frontend))
+    """Answer over both protocols until `stop` is set or the engine dies. Returns the exit code.
+
+    announce: called once with the ready line when both answer.  What still runs `grace_s` after the end was asked for ends with an error, which its client is told.
+    """
+    port, grpc_port = http_socket.getsockname()[1], grpc_socket.getsockname()[1]
+    grpc_socket.close()  # it kept the port; grpc takes no socket that exists
+    grpc_server = GrpcServer(host, grpc_port)
+    http = _HttpServer(_uvicorn_config(frontend, patience_s=grace_s + FAREWELL_S))
     answering = asyncio.create_task(http.serve(sockets=[http_socket]))
     await grpc_server.start(frontend)
     await http.ready.wait()
-    sys.stdout.write(ready_lines(frontend, host, http_socket.getsockname()[1], grpc_server.port))
-    sys.stdout.flush()
+    announce(ready_lines(frontend, host, port, grpc_port))
     death = await unless(stop, frontend.llm.wait_dead())
     if death is not None:
         log.error("the server ends: %s", death.message)
     http.should_exit = True
-    await asyncio.gather(answering, grpc_server.stop(GRACE_S))
+    ending = asyncio.gather(answering, grpc_server.stop(grace_s + FAREWELL_S))
+    _, late = await asyncio.wait((ending,), timeout=grace_s)
+    if late:
+        await frontend.llm.close()
+    await ending
     return EXIT_STOPPED if death is None else EXIT_FAILED
 
 
-def take_ports(config: ServerConfig) -> tuple[socket.socket, GrpcServer]:
-    """Both of them, or OSError that says which one cannot be had."""
-    http_socket = listen(config.host, config.port)
-    try:
-        return http_socket, GrpcServer(config.host, config.grpc_port)
-    except OSError:
-        http_socket.close()
-        raise
+def say(text: str) -> None:
+    """Write to standard output at once, also where that is a pipe."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def ready_lines(frontend: Frontend, host: str, port: int, grpc_port: int) -> str:
@@ -141,7 +159,7 @@ class _HttpServer(uvicorn.Server):
         yield
 
 
-def _uvicorn_config(frontend: Frontend) -> uvicorn.Config:
+def _uvicorn_config(frontend: Frontend, *, patience_s: float) -> uvicorn.Config:
     return uvicorn.Config(
         create_app(frontend),
         loop="none",
@@ -153,5 +171,5 @@ def _uvicorn_config(frontend: Frontend) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         backlog=BACKLOG,
-        timeout_graceful_shutdown=int(GRACE_S),
+        timeout_graceful_shutdown=math.ceil(patience_s),
     )

@@ -13,10 +13,10 @@ def serve(engine: Flags[EngineConfig], server: Flags[ServerConfig]) -> int:
     """Serve a model over HTTP (OpenAI's API) and gRPC."""
     engine_config, server_config = engine.build(), server.build()
 
-    import asyncio
+    import uvloop
 
     from polyserve.api.server import run
     from polyserve.log import set_up_logging
 
     set_up_logging(server_config.log_level)
-    return asyncio.run(run(engine_config, server_config))
+    return uvloop.run(run(engine_config, server_config))

@@ -88,8 +88,15 @@ class Engine:
             max_model_len=self.max_model_len,
             max_logprobs=self.vocab_size,  # how many a client may have is the server's affair
         )
-        if request.params.seed is None:
+        params = request.params
+        if params.seed is None:
             raise ValueError("a request must bring its seed; polyserve.request.admit draws one")
+        stop_ids = {*params.stop_token_ids, *(() if params.ignore_eos else self.eos_ids)}
+        if params.min_tokens and params.allowed_token_ids is not None and stop_ids.issuperset(params.allowed_token_ids):
+            raise InvalidRequest(
+                f"allowed_token_ids must name a token that does not stop the answer, for {params.min_tokens} come before",
+                param="allowed_token_ids",
+            )
         self._scheduler.add(request)
 
     def abort(self, request_id: str, choice: int | None = None) -> None:

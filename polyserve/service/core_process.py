@@ -62,9 +62,7 @@ def main(make_engine: Callable[[EngineConfig], "Engine"] = load_engine) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     faulthandler.enable()
-    with open(
-        0, "rb", buffering=0, closefd=False
-    ) as lifeline:  # unbuffered: a thread may wait in it while this one exits
+    with open(0, "rb", buffering=0, closefd=False) as lifeline:  # unbuffered: nothing is read ahead of the line
         start = msgspec.json.decode(lifeline.readline(), type=Start)
     set_up_logging(start.log_level)
     threading.Thread(target=_end_with_the_front, args=(Path(start.socket),), name="lifeline", daemon=True).start()

@@ -24,12 +24,9 @@ from polyserve.service.messages import EngineMessage, Failed, FrontMessage, Hell
 
 log = get_logger(__name__)
 
-COMMAND = (
-    sys.executable,
-    "-P",
-    "-m",
-    "polyserve.service.core_process",
-)  # -P: nothing is imported from the current folder
+# -P: nothing is imported from the current folder
+COMMAND = (sys.executable, "-P", "-m", "polyserve.service.core_process")
+LAST_WORDS_TIMEOUT_S = 0.5  # how long what an ended process has sent may take to arrive
 CLOSE_TIMEOUT_S = 5.0  # how long the engine may take to end before it is killed
 
 
@@ -85,6 +82,8 @@ class EngineProcess:
         death = asyncio.create_task(self.died())
         try:
             await asyncio.wait((self._greeting, death), return_when=asyncio.FIRST_COMPLETED)
+            if not self._greeting.done():
+                await asyncio.wait((self._greeting,), timeout=LAST_WORDS_TIMEOUT_S)
             if not self._greeting.done():
                 raise await death
         finally:

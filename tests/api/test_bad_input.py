@@ -97,7 +97,11 @@ COMPLETION_FAULTS = [
     ({"prompt": [258]}, "prompt", "token id 258; this model's ids are 0 to 257"),
     ({"prompt": [-1]}, "prompt", "token id -1"),
     ({"prompt": [[1], [2, 2**40]]}, "prompt", f"token id {2**40}"),
-    ({"prompt": [1] * 400}, "prompt", "the prompt has 400 tokens and needs 1 more for its answer; this model takes 400"),
+    (
+        {"prompt": [1] * 400},
+        "prompt",
+        "the prompt has 400 tokens and needs 1 more for its answer; this model takes 400",
+    ),
     ({"prompt": ["x"] * 2000}, "prompt", "got 2000 prompts"),
     ({"prompt": ["x"] * 100, "n": 100}, "prompt", "n = 100"),
     ({"max_tokens": 0}, "max_tokens", "at least 1"),
@@ -147,7 +151,9 @@ def test_what_is_not_json_is_a_400(client: httpx.Client, body: bytes) -> None:
     assert "the request body is not JSON" in error_of(response)["message"]
 
 
-@pytest.mark.parametrize(("body", "came"), [(b"[1]", "a list of length 1"), (b"5", "5"), (b"null", "null"), (b"", "nothing")])
+@pytest.mark.parametrize(
+    ("body", "came"), [(b"[1]", "a list of length 1"), (b"5", "5"), (b"null", "null"), (b"", "nothing")]
+)
 def test_a_body_that_is_no_object_is_a_400(client: httpx.Client, body: bytes, came: str) -> None:
     response = client.post(COMPLETIONS, content=body, headers={"content-type": "application/json"})
     assert error_of(response)["message"] == f"the request body must be a JSON object, got {came}"

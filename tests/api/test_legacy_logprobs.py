@@ -57,9 +57,15 @@ def test_the_token_itself_is_always_among_its_alternatives(client: httpx.Client)
 
 
 def test_bytes_that_are_no_character_are_spelled_out(client: httpx.Client) -> None:
-    assert arrays(client)["tokens"] == ["<s>", "n", r"bytes:\xc3", r"bytes:\xa9", " ", *(
-        rf"bytes:\x{byte:02x}" for byte in "京".encode()
-    ), "G"]
+    assert arrays(client)["tokens"] == [
+        "<s>",
+        "n",
+        r"bytes:\xc3",
+        r"bytes:\xa9",
+        " ",
+        *(rf"bytes:\x{byte:02x}" for byte in "京".encode()),
+        "G",
+    ]
 
 
 def test_offsets_point_at_the_characters_of_the_text(client: httpx.Client) -> None:

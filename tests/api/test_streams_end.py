@@ -116,6 +116,33 @@ def test_a_dead_engine_makes_the_server_unhealthy(server: LiveServer, client: ht
     assert (response.status_code, response.json()["error"]["type"]) == (503, "service_unavailable_error")
 
 
+def test_a_server_that_is_told_to_stop_lets_a_request_finish() -> None:
+    with live_server() as server:
+        body = {"prompt": "hi", "stream": True}
+        server.llm.hold(2)
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as response:
+            wait_until(lambda: bool(server.llm.live))
+            server.ask_to_stop()
+            server.release()
+            *_, last = events_of(response)
+        assert last == "[DONE]"
+        server.join()
+        assert server.exit_code == 0
+
+
+def test_what_does_not_finish_in_time_ends_with_an_error() -> None:
+    with live_server() as server:
+        server.llm.hold(2)
+        body = {"prompt": "hi", "stream": True}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as response:
+            wait_until(lambda: bool(server.llm.live))
+            server.ask_to_stop()
+            *_, last = events_of(response)
+        assert "error" in last
+        server.join()
+        assert server.exit_code == 0
+
+
 def test_a_server_that_is_told_to_stop_returns_0() -> None:
     with live_server() as server:
         httpx.get(f"{server.url}/health")

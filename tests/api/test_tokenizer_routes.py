@@ -51,4 +51,7 @@ def test_a_text_or_a_conversation_but_not_both(client: httpx.Client) -> None:
 
 def test_an_id_outside_the_vocabulary_is_refused(client: httpx.Client) -> None:
     error = client.post("/detokenize", json={"tokens": [5, 258]}).json()["error"]
-    assert (error["param"], error["message"]) == ("tokens", "tokens holds token id 258; this tokenizer's ids are 0 to 257")
+    assert (error["param"], error["message"]) == (
+        "tokens",
+        "tokens holds token id 258; this tokenizer's ids are 0 to 257",
+    )

@@ -67,13 +67,15 @@ def kept_by_transformers(logits, params):
 
 @pytest.mark.parametrize("spread", [0.5, 2.0, 5.0])
 @pytest.mark.parametrize("params", PARAMS, ids=str)
-def test_each_token_is_drawn_by_a_share_of_the_uniform_numbers_that_is_its_probability(params, spread):
+def test_the_middle_of_each_share_that_transformers_gives_draws_the_token_that_has_it(params, spread):
     logits = random_logits(3, spread)
-    uniforms = (np.arange(2_000) + 0.5) / 2_000  # evenly spread, so a share is off by at most two
-    ids, certain = drawn_by(logits, params, uniforms)
-    shares = np.bincount(ids, minlength=V) / len(uniforms)
+    probabilities = kept_by_transformers(logits, params)
+    order = sorted_row(logits)[2]
+    order = order[probabilities[order] > 0]
+    shares = probabilities[order]
+    ids, certain = drawn_by(logits, params, np.cumsum(shares) - shares / 2)
     assert certain.all()
-    np.testing.assert_allclose(shares, kept_by_transformers(logits, params), atol=2 / len(uniforms))
+    assert (ids == order).all()
 
 
 @pytest.mark.parametrize("params", PARAMS, ids=str)

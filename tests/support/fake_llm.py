@@ -3,7 +3,8 @@
 Choice c of a prompt answers REPLY from its (seed + c)-th byte on, round and round (no seed: 0), then </s>, after as many tokens as
 REPLY has. Log-probabilities are `logprob_of(token, position)`, whoever asks. What goes on inside can be seen and disturbed:
     live            ids of requests that are being served        aborted     ids of those that were left before their end
-    hold(n)         every request stops for ever after n tokens  fail(n, e)  every request raises `e` after n tokens
+    hold(n)         every request waits after n tokens           fail(n, e)  every request raises `e` after n tokens
+    release()       they go on
     die()           the engine is dead                           seen        params of every request, in order
 Made and used on one event loop; what a test reads or sets from another thread are plain attributes.
 """
@@ -85,6 +86,9 @@ class FakeLLM:
     def hold(self, num_tokens: int) -> None:
         self._hold_after = num_tokens
 
+    def release(self) -> None:
+        self._hold_after = None
+
     def fail(self, num_tokens: int, error: Exception) -> None:
         self._failure = num_tokens, error
 
@@ -94,6 +98,9 @@ class FakeLLM:
     async def wait_dead(self) -> EngineDead:
         await self.dead.wait()
         return EngineDead("the engine process ended (killed by SIGKILL)")
+
+    async def close(self) -> None:
+        self.die()
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
@@ -158,7 +165,9 @@ class FakeLLM:
         await asyncio.sleep(0)
         if self._failure is not None and position == self._failure[0]:
             raise self._failure[1]
-        if self.dead.is_set() or position == self._hold_after:
+        while not self.dead.is_set() and position == self._hold_after:
+            await asyncio.sleep(0.002)
+        if self.dead.is_set():
             raise await self.wait_dead()
 
 

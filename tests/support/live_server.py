@@ -11,13 +11,13 @@ import httpx
 import uvloop
 
 from polyserve.api.frontend import Frontend
-from polyserve.api.grpc.server import GrpcServer
 from polyserve.api.ports import listen
 from polyserve.api.server import serve
 from support.fake_llm import FakeLLM, fake_frontend
 
 HOST = "127.0.0.1"
 TIMEOUT_S = 10.0
+GRACE_S = 0.2
 
 
 class LiveServer:
@@ -27,6 +27,7 @@ class LiveServer:
     frontend: Frontend
     url: str
     grpc_address: str
+    announced: str
 
     def __init__(self, make_llm: Callable[[], FakeLLM]) -> None:
         self._make_llm = make_llm
@@ -40,8 +41,15 @@ class LiveServer:
 
     def stop(self) -> None:
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
+            self.ask_to_stop()
         self.join()
+
+    def ask_to_stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+
+    def release(self) -> None:
+        """Let requests go on that were held."""
+        self._loop.call_soon_threadsafe(self.llm.release)
 
     def join(self) -> None:
         self._thread.join(TIMEOUT_S)
@@ -59,12 +67,22 @@ class LiveServer:
         self._stop = asyncio.Event()
         self.llm = self._make_llm()
         self.frontend = fake_frontend(self.llm)
-        with listen(HOST, 0) as http_socket:
-            grpc_server = GrpcServer(HOST, 0)
+        with listen(HOST, 0) as http_socket, listen(HOST, 0) as grpc_socket:
             self.url = f"http://{HOST}:{http_socket.getsockname()[1]}"
-            self.grpc_address = f"{HOST}:{grpc_server.port}"
-            self._loop.call_soon(self._ready.set)
-            return await serve(self.frontend, http_socket, grpc_server, self._stop, host=HOST)
+            self.grpc_address = f"{HOST}:{grpc_socket.getsockname()[1]}"
+            return await serve(
+                self.frontend,
+                http_socket,
+                grpc_socket,
+                self._stop,
+                host=HOST,
+                announce=self._announce,
+                grace_s=GRACE_S,
+            )
+
+    def _announce(self, text: str) -> None:
+        self.announced = text
+        self._ready.set()
 
 
 @contextmanager

@@ -7,15 +7,18 @@ Any text can be encoded by both.
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import sentencepiece
 from gguf import GGUFWriter
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.pre_tokenizers import PreTokenizer
 
 from support.texts import AWKWARD, LANGUAGES
+
+Metadata = Mapping[str, bool | int | str]
 
 TRAINING_TEXTS = [*LANGUAGES.values(), AWKWARD["code"], AWKWARD["contractions"], AWKWARD["digits"]]
 
@@ -66,10 +69,10 @@ def write_sentencepiece(
     return folder
 
 
-def train_byte_level_bpe(vocab_size: int) -> Tokenizer:
-    """As GPT-2, BLOOM and Llama 3 have it."""
+def train_byte_level_bpe(vocab_size: int, *, pre_tokenizer: PreTokenizer | None = None) -> Tokenizer:
+    """As GPT-2, BLOOM and Llama 3 have it; words are cut as GPT-2 does unless `pre_tokenizer` cuts them."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -90,7 +93,7 @@ def write_byte_level_bpe(folder: Path, vocab_size: int, *, config: Mapping[str, 
     return folder
 
 
-def write_gguf_sentencepiece(path: Path, model: bytes, *, metadata: Mapping[str, bool | str] | None = None) -> Path:
+def write_gguf_sentencepiece(path: Path, model: bytes, *, metadata: Metadata | None = None) -> Path:
     """The tokenizer of a SentencePiece model as llama.cpp's converter puts it into a GGUF file."""
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
     writer = GGUFWriter(path, "llama")
@@ -106,11 +109,11 @@ def write_gguf_sentencepiece(path: Path, model: bytes, *, metadata: Mapping[str,
 
 
 def write_gguf_byte_level_bpe(
-    path: Path, tokenizer: Tokenizer, *, pre: str, metadata: Mapping[str, bool | str] | None = None
+    path: Path, tokenizer: Tokenizer, *, pre: str, metadata: Metadata | None = None, more_tokens: Sequence[str] = ()
 ) -> Path:
-    """A byte-level BPE tokenizer as llama.cpp's converter puts it into a GGUF file; <unk>, <s> and </s> are control tokens."""
+    """A byte-level BPE tokenizer as llama.cpp's converter puts it into a GGUF file; three tokens are control tokens."""
     model = json.loads(tokenizer.to_str())["model"]
-    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    tokens = [*sorted(model["vocab"], key=model["vocab"].__getitem__), *more_tokens]
     writer = GGUFWriter(path, "gpt2")
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
@@ -122,10 +125,12 @@ def write_gguf_byte_level_bpe(
     return _finish(writer, path, metadata)
 
 
-def _finish(writer: GGUFWriter, path: Path, metadata: Mapping[str, bool | str] | None) -> Path:
+def _finish(writer: GGUFWriter, path: Path, metadata: Metadata | None) -> Path:
     for key, value in (metadata or {}).items():
         if isinstance(value, bool):
             writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
         else:
             writer.add_string(key, value)
     writer.write_header_to_file()

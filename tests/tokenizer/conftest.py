@@ -1,8 +1,9 @@
 """One tiny tokenizer of each kind, loaded once."""
 
-from pathlib import Path
-
 import pytest
+
+from polyserve.tokenizer.base import Tokenizer
+from polyserve.tokenizer.load import load_tokenizer
 from support.texts import TEXTS
 from support.tokenizers import (
     train_byte_level_bpe,
@@ -12,9 +13,6 @@ from support.tokenizers import (
     write_gguf_sentencepiece,
     write_sentencepiece,
 )
-
-from polyserve.tokenizer.base import Tokenizer
-from polyserve.tokenizer.load import load_tokenizer
 
 VOCAB_SIZE = 700
 KINDS = ("sentencepiece-bpe", "sentencepiece-unigram", "tokenizer.json", "gguf-llama", "gguf-gpt2")

@@ -3,10 +3,10 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.piece_tokenizer import PieceTokenizer
 
 from polyserve.tokenizer.base import Tokenizer
 from polyserve.tokenizer.detokenizer import Detokenizer
+from support.piece_tokenizer import PieceTokenizer
 
 SCRIPTS = {
     "Thai": "กรุงเทพฯ น้ำ",
@@ -21,7 +21,9 @@ SCRIPTS = {
 # Bytes that begin, continue and never are part of a character, so that random pieces are nearly text.
 piece = st.one_of(
     st.binary(min_size=1, max_size=3),
-    st.sampled_from([b"\xe0", b"\xf0\x90", b"\x80", b"\xed\xa0", b"\xc3", b"a", b"\xf4\x90", b"\xc0\xaf", b"\xff", b"\x8d"]),
+    st.sampled_from(
+        [b"\xe0", b"\xf0\x90", b"\x80", b"\xed\xa0", b"\xc3", b"a", b"\xf4\x90", b"\xc0\xaf", b"\xff", b"\x8d"]
+    ),
     st.text(min_size=1, max_size=2).map(lambda text: text.encode("utf-8", "surrogatepass")),
 )
 

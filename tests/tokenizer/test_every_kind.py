@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.texts import TEXTS
 
 from polyserve.errors import InvalidRequest
 from polyserve.tokenizer.base import Tokenizer
+from support.texts import TEXTS
 
 SPECIAL = {"<unk>": 0, "<s>": 1, "</s>": 2}
 # Any text without ▁: SentencePiece writes spaces so, and cannot tell the two apart.
@@ -86,7 +86,9 @@ def test_part_of_a_character_is_shown_as_the_replacement_character(tokenizer: To
 @pytest.mark.parametrize("bad", [-1, 10**6])
 def test_an_id_that_does_not_exist_is_named(tokenizer: Tokenizer, bad: int) -> None:
     for call in (tokenizer.token_bytes, tokenizer.token_text, lambda i: tokenizer.decode([3, i])):
-        with pytest.raises(InvalidRequest, match=f"no token {bad}; this tokenizer's ids are 0 to {tokenizer.vocab_size - 1}"):
+        with pytest.raises(
+            InvalidRequest, match=f"no token {bad}; this tokenizer's ids are 0 to {tokenizer.vocab_size - 1}"
+        ):
             call(bad)
 
 
@@ -120,5 +122,3 @@ def test_chatting_without_a_template_says_how_to_give_one(tokenizer: Tokenizer) 
 def test_the_tokenizer_package_does_not_import_torch() -> None:
     code = "import sys, polyserve.tokenizer.load, polyserve.tokenizer.detokenizer; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-

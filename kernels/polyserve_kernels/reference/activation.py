@@ -1,8 +1,8 @@
 """Activations, in float32, one rounding at the end.
 
 silu(x) = x / (1 + exp(-x))        gelu(x) = x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
-They are spelled out because torch's own (like its sigmoid) take one path for whole vectors and another for what is left at the end, so that
-an element's bits depend on where it stands; its exp and tanh do not.
+They are spelled out because torch's own (like its sigmoid) take one path for whole vectors and another for what is left
+at the end, so that an element's bits depend on where it stands; its exp and tanh do not.
 """
 
 import torch

@@ -6,21 +6,21 @@ Shapes  hidden [T, C]   weight [V, C]   targets [T]   logprobs [T]   top lists [
 import torch
 from torch import Tensor
 
-from polyserve_kernels.reference.sampling import LogSumExp, _Best, logit_tiles
+from polyserve_kernels.reference.sampling import logit_tiles
+from polyserve_kernels.reference.vocab_fold import BestSoFar, LogSumExp
 
 
 def token_logprobs(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, num_top: int, soft_cap: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    lse, top = LogSumExp(), _Best(num_top)
-    top.start(len(hidden), hidden.device)
+    lse, top = LogSumExp(hidden), BestSoFar(num_top, hidden)
     chosen = torch.full(targets.shape, -torch.inf, device=hidden.device)
     for first, raw in logit_tiles(hidden, weight, soft_cap):
         lse.add(raw)
+        top.add(raw, first, raw)
         inside = (targets >= first) & (targets < first + raw.shape[1])
-        places = torch.where(inside, targets - first, 0)
-        chosen = torch.where(inside, raw.gather(1, places[:, None])[:, 0], chosen)
-        if num_top:
-            top.add(raw, first, raw)
+        place = (targets - first).where(inside, 0)
+        chosen = raw.gather(1, place[:, None])[:, 0].where(inside, chosen)
+    top.sort()
     total = lse.value()
-    return chosen - total, top.ids, top.values - total[:, None]
+    return chosen - total, top.ids, top.raw - total[:, None]

@@ -1,10 +1,11 @@
 """y = x w^T + bias in float32, such that a row's bits do not depend on the other rows.
 
-How      torch's product of a matrix on a CPU changes a row's bits with the number of rows, but not at one fixed shape. So rows go in chunks
-         of ROWS, the last one filled up with zeros, and weights in tiles whose size depends on N and K alone. A tile that is not float32
-         is widened once, for all chunks (exact: each bfloat16 or float16 is a float32), and sums are float32.
-Wide     A chunk of 2 or 4 times ROWS is faster and takes the place of as many plain ones, where a trial of that very shape gave the same
-         bits as they do.
+How      torch's product of a matrix on a CPU changes a row's bits with the number of rows, but not at one fixed shape.
+         So rows go in chunks of ROWS, the last one filled up with zeros, and weights in tiles whose size depends on N
+         and K alone. A tile that is not float32 is widened once, for all chunks (exact: each bfloat16 or float16 is a
+         float32), and sums are float32.
+Wide     A chunk of 2 or 4 times ROWS is faster and takes the place of as many plain ones, where a trial of that very
+         shape gave the same bits as they do.
 Layout   w_tile [n, K] x_chunk^T [K, ROWS] is the faster way round: the long side leads.
 Shapes   x [T, K]   w [N, K]   bias [N]   y [T, N]   rows [P, K], x filled up to a multiple of ROWS
 """
@@ -17,7 +18,9 @@ from torch import Tensor
 
 ROWS = 16
 _WIDE = (4 * ROWS, 2 * ROWS)
-_TILE_ELEMENTS = 2**20  # of one weight tile, 4 MiB of float32 at most: it stays in the cache while the chunks pass over it
+_TILE_ELEMENTS = (
+    2**20
+)  # of one weight tile, 4 MiB of float32 at most: it stays in the cache while the chunks pass over it
 _MAX_TILE_ROWS = 8192
 
 
@@ -58,7 +61,11 @@ def tile_product(tile: Tensor, rows: Tensor) -> Tensor:
     sizes = _chunk_sizes(len(rows), _same_bits(*tile.shape, torch.get_num_threads()))
     if len(sizes) == 1:
         return torch.mm(tile, rows.t())
-    return torch.cat([torch.mm(tile, chunk.t()) for chunk in rows.split(sizes)], dim=1) if sizes else tile.new_zeros(len(tile), 0)
+    return (
+        torch.cat([torch.mm(tile, chunk.t()) for chunk in rows.split(sizes)], dim=1)
+        if sizes
+        else tile.new_zeros(len(tile), 0)
+    )
 
 
 @lru_cache(maxsize=4096)

@@ -15,7 +15,9 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float, out_dtype: torch.dtype) -
     return (x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps) * weight.float()).to(out_dtype)
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, *, eps: float, out_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, *, eps: float, out_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     residual = residual + x
     return rms_norm(residual, weight, eps=eps, out_dtype=out_dtype), residual
 

@@ -6,7 +6,7 @@ from grpc_reflection.v1alpha import reflection
 
 from polyserve.api.frontend import Frontend
 from polyserve.api.grpc.service import PolyServeService
-from polyserve.api.ports import authority, listen
+from polyserve.api.ports import PortUnavailable, authority
 from polyserve_proto.v1 import polyserve_pb2 as pb
 from polyserve_proto.v1 import polyserve_pb2_grpc as pb_grpc
 
@@ -19,16 +19,15 @@ OPTIONS = (
 
 
 class GrpcServer:
-    """Holds its port from the beginning, and answers from `start` on. Raises OSError if the port cannot be had."""
+    """Holds its port from the beginning, and answers from `start` on. Raises PortUnavailable."""
 
     def __init__(self, host: str, port: int) -> None:
-        listen(host, port).close()  # grpc would not say why it cannot, and logs it as well
         self._server = grpc.aio.server(options=OPTIONS)
         self._health = health.aio.HealthServicer()
         try:
-            self.port: int = self._server.add_insecure_port(authority(host, port))
+            self._server.add_insecure_port(authority(host, port))
         except RuntimeError as error:
-            raise OSError(f"cannot listen at {authority(host, port)}") from error
+            raise PortUnavailable(f"cannot listen at {authority(host, port)}") from error
 
     async def start(self, frontend: Frontend) -> None:
         """Answer calls."""

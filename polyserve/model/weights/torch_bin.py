@@ -3,9 +3,9 @@
 Only tensors are ever unpickled (`weights_only`): a pickle that wants anything else built or called is refused.
 """
 
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ class _MappedFile:
 def _load(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise ModelLoadError(f"{path}: damaged, or holds more than tensors, which is never loaded") from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         reason = str(error).partition("\n")[0]

@@ -1,0 +1,132 @@
+"""`polyserve serve` with a real engine process behind it: from the ready line to the exit code."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import httpx
+import psutil
+import pytest
+
+from polyserve_proto.v1 import polyserve_pb2 as pb
+from polyserve_proto.v1.polyserve_pb2_grpc import PolyServeStub
+from support.checkpoints import make_checkpoint
+from support.live_server import LiveServer, events_of, wait_until
+from support.served_model import Served, served
+
+POLYSERVE = Path(sys.executable).with_name("polyserve")
+PATIENCE_S = 60.0
+LONG = {"prompt": "The capital of", "max_tokens": 100, "ignore_eos": True, "stream": True}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("models") / "tiny", "llama")
+
+
+@pytest.fixture(scope="module")
+def running(checkpoint: Path) -> Iterator[Served]:
+    with served(checkpoint, "--served-model-name", "tiny") as server:
+        yield server
+
+
+def test_both_protocols_give_the_same_tokens_and_the_same_numbers(running: Served) -> None:
+    options = {"max_tokens": 12, "temperature": 0.9, "top_p": 0.95, "seed": 7, "logprobs": 3}
+    body = {"prompt": "Die Hauptstadt", "return_token_ids": True, **options}
+    choice = httpx.post(f"{running.url}/v1/completions", json=body, timeout=PATIENCE_S).json()["choices"][0]
+    with grpc.insecure_channel(running.grpc_address) as channel:
+        request = pb.GenerateRequest(text="Die Hauptstadt", params=pb.SamplingParams(**options))
+        deltas = [event.delta for event in PolyServeStub(channel).Generate(request) if event.HasField("delta")]
+    assert [token_id for delta in deltas for token_id in delta.token_ids] == choice["token_ids"]
+    assert "".join(delta.text for delta in deltas) == choice["text"]
+    values = [entry.logprob for delta in deltas for entry in delta.logprobs]
+    assert values == choice["logprobs"]["token_logprobs"]
+
+
+def test_a_seeded_answer_is_the_same_streamed(running: Served) -> None:
+    body = {"messages": [{"role": "user", "content": "北京"}], "max_tokens": 20, "seed": 3, "n": 2}
+    whole = httpx.post(f"{running.url}/v1/chat/completions", json=body, timeout=PATIENCE_S).json()
+    texts = ["", ""]
+    with httpx.stream(
+        "POST", f"{running.url}/v1/chat/completions", json={**body, "stream": True}, timeout=PATIENCE_S
+    ) as response:
+        for chunk in events_of(response)[:-1]:
+            texts[chunk["choices"][0]["index"]] += chunk["choices"][0]["delta"].get("content", "")
+    assert texts == [choice["message"]["content"] for choice in whole["choices"]]
+
+
+def test_leaving_a_stream_frees_its_blocks(running: Served) -> None:
+    with httpx.stream("POST", f"{running.url}/v1/completions", json=LONG, timeout=PATIENCE_S) as response:
+        next(response.iter_raw())
+
+    def idle() -> bool:
+        metrics = httpx.get(f"{running.url}/metrics").text
+        return "polyserve_num_requests_running 0.0" in metrics
+
+    wait_until(idle)
+
+
+def test_the_front_has_no_torch_in_it(running: Served) -> None:
+    assert "libtorch" not in Path(f"/proc/{running.process.pid}/maps").read_text()
+
+
+def test_a_port_in_use_is_one_clear_line(running: Served) -> None:
+    port, grpc_port = running.url.rpartition(":")[2], running.grpc_address.rpartition(":")[2]
+    for taken, flags in (
+        (port, ("--port", port, "--grpc-port", "0")),
+        (grpc_port, ("--port", "0", "--grpc-port", grpc_port)),
+    ):
+        result = subprocess.run([POLYSERVE, "serve", "nothing", *flags], capture_output=True, text=True, check=False)
+        assert result.returncode == 1
+        assert result.stderr == f"polyserve: cannot listen at 127.0.0.1:{taken}: Address already in use\n"
+
+
+def test_an_address_that_is_none_is_one_clear_line() -> None:
+    command = [POLYSERVE, "serve", "nothing", "--host", "no.such.host.invalid", "--port", "0", "--grpc-port", "0"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("polyserve: 'no.such.host.invalid' is no address to listen at: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_the_engines_death_ends_every_stream_and_the_server(checkpoint: Path) -> None:
+    with served(checkpoint) as server:
+        with httpx.stream(
+            "POST", f"{server.url}/v1/completions", json={**LONG, "n": 20}, timeout=PATIENCE_S
+        ) as response:
+            lines = response.iter_lines()
+            next(lines)
+            (engine,) = psutil.Process(server.process.pid).children()
+            engine.kill()
+            *_, last = [line for line in lines if line]
+        error = json.loads(last.removeprefix("data: "))["error"]
+        assert (error["type"], "SIGKILL" in error["message"]) == ("service_unavailable_error", True)
+        assert server.process.wait(10) == 1
+
+
+def test_sigterm_ends_the_server_with_0_and_its_engine_too(checkpoint: Path) -> None:
+    with served(checkpoint) as server:
+        (engine,) = psutil.Process(server.process.pid).children()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(10) == 0
+        assert not engine.is_running()
+
+
+def test_sigint_while_the_model_loads_ends_the_server_with_0(checkpoint: Path) -> None:
+    command = [POLYSERVE, "serve", str(checkpoint), "--port", "0", "--grpc-port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: bool(psutil.Process(process.pid).children()))
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=10)
+    assert (process.returncode, output, errors) == (0, "", "")
+
+
+def test_the_ready_line_comes_with_a_command_that_works(server: LiveServer) -> None:
+    ready, attempt = server.announced.splitlines()
+    assert ready == f"PolyServe is ready: fake at {server.url} (HTTP) and {server.grpc_address} (gRPC)"
+    result = subprocess.run(attempt.removeprefix("Try: "), shell=True, capture_output=True, text=True, check=True)
+    assert result.stdout.endswith("data: [DONE]\n\n")

@@ -1,0 +1,34 @@
+"""`polyserve serve` as users run it: a process of its own on free ports, for tests that need the real engine behind both protocols."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+STOP_TIMEOUT_S = 20
+
+
+@dataclass(frozen=True)
+class Served:
+    url: str
+    grpc_address: str
+    process: subprocess.Popen[str]
+
+
+@contextmanager
+def served(model: Path | str, *flags: str) -> Iterator[Served]:
+    """A ready server for as long as the block runs. What it logs appears if the test fails."""
+    command = [Path(sys.executable).with_name("polyserve"), "serve", str(model), "--port", "0", "--grpc-port", "0", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+            addresses = re.search(r"at (http://\S+) \(HTTP\) and (\S+) \(gRPC\)", line)
+            assert addresses is not None, f"the server said {line!r}"
+            yield Served(addresses[1], addresses[2], process)
+        finally:
+            process.terminate()
+            process.wait(STOP_TIMEOUT_S)
