@@ -193,7 +193,7 @@ class _Cursor:
             for _ in range(count):
                 begin = position + 8
                 position = begin + length_at(content, position)[0]
-                if position > size + 10**6:
+                if position > size:
                     self.fail(f"{_ENDS} metadata {key!r}")
                 found.append(content[begin:position].decode())
         except struct.error:

@@ -202,7 +202,7 @@ class SequenceText:
         """The bytes that the next token frees, and the stop string that it completes."""
         self._num_tokens += 1
         data = self._detokenizer.bytes_of((token_id,))
-        if self._num_tokens < self._params.min_tokens:
+        if self._num_tokens <= self._params.min_tokens:
             return data, None
         return self._matcher.push(data)
 

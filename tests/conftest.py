@@ -1,5 +1,5 @@
-"""Puts `tests/` on the import path, so that tests share builders (`from support.checkpoints import ...`), and finds the real
-models that come as packages."""
+"""Puts `tests/` on the import path, so that tests share builders (`from support.x import y`), and finds the real models
+that come as packages."""
 
 import sys
 from pathlib import Path

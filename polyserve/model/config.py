@@ -7,6 +7,8 @@ Lengths are in tokens. `polyserve.model.families` makes these values from a `con
 from dataclasses import dataclass
 from typing import Literal
 
+MAX_LEN = 2**24
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeScaling:
@@ -84,6 +86,8 @@ class ModelConfig:
     tied_head: bool = True
 
     def __post_init__(self) -> None:
+        if not 0 < self.max_len <= MAX_LEN:
+            raise ValueError(f"the longest sequence must have from 1 to {MAX_LEN} tokens, got {self.max_len}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"{self.num_heads} heads cannot share {self.num_kv_heads} key/value heads evenly")
         if self.rotary_size % 2 or self.rotary_size > self.head_size:

@@ -13,6 +13,9 @@ from typing import NoReturn
 
 from polyserve.errors import ModelLoadError
 
+MAX_INTEGER = 2**31 - 1
+MAX_LAYERS = 10_000  # more is damage, and would be believed until memory is full
+
 
 @dataclass(frozen=True, slots=True)
 class Fields:
@@ -30,13 +33,13 @@ class Fields:
     def has(self, name: str) -> bool:
         return self.values.get(name) is not None
 
-    def integer(self, name: str, default: int | None = None, *, at_least: int = 1) -> int:
-        """An integer of at least `at_least`. Without a default it must be there."""
+    def integer(self, name: str, default: int | None = None, *, at_most: int = MAX_INTEGER) -> int:
+        """An integer from 1 to `at_most`: a size or a count. Without a default it must be there."""
         value = self._value(name, default)
         if isinstance(value, bool) or not isinstance(value, int):
             self.fail(f"{name} must be an integer, got {value!r}")
-        if value < at_least:
-            self.fail(f"{name} must be at least {at_least}, got {value}")
+        if not 0 < value <= at_most:
+            self.fail(f"{name} must be from 1 to {at_most}, got {value}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:

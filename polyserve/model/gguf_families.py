@@ -14,7 +14,7 @@ import numpy as np
 from polyserve.errors import ModelLoadError
 from polyserve.gguf import GGUFFile
 from polyserve.model.config import ModelConfig, RopeScaling
-from polyserve.model.fields import Fields
+from polyserve.model.fields import MAX_LAYERS, Fields
 from polyserve.model.hf_families import GEMMA3_SLIDING_PATTERN, POLYLM_EOS_ID, POLYLM_VOCAB_SIZE, sliding_layers
 from polyserve.model.rope import stretched_len, yarn_magnitude
 
@@ -93,7 +93,7 @@ def _layer_norm_family(
         family=family,
         vocab_size=_vocab_size(file),
         hidden_size=hidden_size,
-        num_layers=fields.integer("block_count"),
+        num_layers=fields.integer("block_count", at_most=MAX_LAYERS),
         num_heads=num_heads,
         num_kv_heads=num_heads,
         head_size=hidden_size // num_heads,
@@ -115,7 +115,7 @@ def _layer_norm_family(
 def _llama(fields: Fields, file: GGUFFile) -> ModelConfig:
     for name in ("expert_count", "expert_used_count"):
         fields.refuse(name, unless=0)
-    num_layers, num_heads = fields.integer("block_count"), fields.integer("attention.head_count")
+    num_layers, num_heads = fields.integer("block_count", at_most=MAX_LAYERS), fields.integer("attention.head_count")
     max_len, head_size = fields.integer("context_length"), _head_size(fields)
     scaling = _rope_factors(file, head_size=head_size) or _rope_scaling(fields, max_len=max_len)
     attention_bias, mlp_bias = "blk.0.attn_q.bias" in file.tensors, "blk.0.ffn_up.bias" in file.tensors
@@ -145,7 +145,7 @@ def _llama(fields: Fields, file: GGUFFile) -> ModelConfig:
 
 
 def _gemma3(fields: Fields, file: GGUFFile) -> ModelConfig:
-    num_layers, num_heads = fields.integer("block_count"), fields.integer("attention.head_count")
+    num_layers, num_heads = fields.integer("block_count", at_most=MAX_LAYERS), fields.integer("attention.head_count")
     hidden_size, head_size = fields.integer("embedding_length"), _head_size(fields)
     max_len, window = fields.integer("context_length"), fields.integer("attention.sliding_window")
     sliding = _sliding_layers(fields, num_layers=num_layers)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from polyserve.errors import ModelLoadError
 from polyserve.model.config import ModelConfig, RopeScaling
-from polyserve.model.fields import Fields, read_json
+from polyserve.model.fields import MAX_LAYERS, Fields, read_json
 from polyserve.model.rope import scaling_of, stretched_len
 
 POLYLM_VOCAB_SIZE = 256_000
@@ -54,7 +54,7 @@ def _gpt2(fields: Fields, generation: Fields) -> ModelConfig:
         family="polylm" if polylm else "gpt2",
         vocab_size=vocab_size,
         hidden_size=hidden_size,
-        num_layers=fields.integer("n_layer"),
+        num_layers=fields.integer("n_layer", at_most=MAX_LAYERS),
         num_heads=num_heads,
         num_kv_heads=num_heads,
         head_size=_even_share(fields, hidden_size, num_heads),
@@ -89,7 +89,9 @@ def _bloom(fields: Fields, generation: Fields) -> ModelConfig:
         family="bloom",
         vocab_size=vocab_size,
         hidden_size=hidden_size,
-        num_layers=fields.integer("num_hidden_layers" if fields.has("num_hidden_layers") else "n_layer"),
+        num_layers=fields.integer(
+            "num_hidden_layers" if fields.has("num_hidden_layers") else "n_layer", at_most=MAX_LAYERS
+        ),
         num_heads=num_heads,
         num_kv_heads=num_heads,
         head_size=_even_share(fields, hidden_size, num_heads),
@@ -112,7 +114,7 @@ def _llama(fields: Fields, generation: Fields) -> ModelConfig:
     section 3.2."""
     _activation(fields, "hidden_act", "silu", ("silu", "swish"))
     hidden_size, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    vocab_size, num_layers = fields.integer("vocab_size"), fields.integer("num_hidden_layers")
+    vocab_size, num_layers = fields.integer("vocab_size"), fields.integer("num_hidden_layers", at_most=MAX_LAYERS)
     max_len = fields.integer("max_position_embeddings", 2048)
     head_size = fields.integer("head_dim") if fields.has("head_dim") else _even_share(fields, hidden_size, num_heads)
     rope = fields.inner("rope_parameters") or fields.inner("rope_scaling") or Fields({}, fields.source)
@@ -149,7 +151,7 @@ def _gemma3(fields: Fields, generation: Fields) -> ModelConfig:
     _activation(fields, "hidden_activation", "gelu_pytorch_tanh", TANH_GELUS)
     hidden_size, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     vocab_size, head_size = fields.integer("vocab_size"), fields.integer("head_dim", 256)
-    sliding = _sliding_layers(fields, num_layers=fields.integer("num_hidden_layers"))
+    sliding = _sliding_layers(fields, num_layers=fields.integer("num_hidden_layers", at_most=MAX_LAYERS))
     max_len = fields.integer("max_position_embeddings", 131_072)
     (full_base, full_scaling), (local_base, local_scaling) = _gemma3_ropes(fields, max_len=max_len)
     window = fields.integer("sliding_window") if any(sliding) else None

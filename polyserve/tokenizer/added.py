@@ -15,6 +15,7 @@ class AddedToken:
     special: bool = True
     lstrip: bool = False  # takes the white space before it along
     rstrip: bool = False  # takes the white space after it along
+    single_word: bool = False  # is only found where no word goes on beside it; `AddedTokens` cannot do that
 
 
 class AddedTokens:

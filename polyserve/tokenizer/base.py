@@ -15,8 +15,8 @@ from polyserve.errors import InvalidRequest
 from polyserve.tokenizer.chat import ChatTemplate
 
 NO_CHAT_TEMPLATE = (
-    "this model has no chat template; start the server with --chat-template and a jinja file, "
-    "or polylm-base, polylm-multialpaca or polylm-chat, or send a plain prompt instead of messages"
+    "this model has no chat template; give one with --chat-template (in Python, chat_template): a jinja file, "
+    "polylm-base, polylm-multialpaca or polylm-chat; or send a plain prompt instead of messages"
 )
 
 

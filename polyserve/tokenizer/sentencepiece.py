@@ -97,6 +97,9 @@ def load_sentencepiece(path: Path, settings: TokenizerSettings) -> SentencePiece
     name = (settings.tokenizer_class or "AutoTokenizer").removesuffix("Fast")
     if name not in _PLAIN_CLASSES:
         raise ModelLoadError(f"{path}: tokenizer_class {name} is not supported over a SentencePiece model")
+    for token in settings.added:
+        if token.single_word:
+            raise ModelLoadError(f"{path}: single_word is not supported (added token {token.content!r})")
     try:
         vocabulary = open_vocabulary(ModelProto.FromString(path.read_bytes()), path)
     except OSError as error:

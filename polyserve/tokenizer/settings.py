@@ -19,6 +19,7 @@ from polyserve.tokenizer.base import SpecialIds
 
 _NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 _LISTED = ("additional_special_tokens", "extra_special_tokens")
+_MAX_VOCAB_SIZE = 1 << 24  # more than any vocabulary has; a damaged id must not make us set aside memory for it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,30 +98,35 @@ def _read_added(folder: Path, tokenizer: Mapping[str, object], *, special: set[s
     """Added tokens of both layouts, by id."""
     added: dict[int, AddedToken] = {}
     for content, token_id in _read_object(folder / "added_tokens.json").items():
-        if not isinstance(token_id, int) or token_id < 0:
+        if not isinstance(token_id, int) or not 0 <= token_id < _MAX_VOCAB_SIZE:
             raise ModelLoadError(f"{folder / 'added_tokens.json'}: {content!r} must have an id, got {token_id!r}")
         added[token_id] = AddedToken(content, token_id, special=content in special)
     listed = tokenizer.get("added_tokens_decoder") or {}
     if not isinstance(listed, dict):
         raise ModelLoadError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder must be an object")
     for key, value in listed.items():
-        content = _content(value) or ""
-        if not key.isdecimal() or not isinstance(value, dict) or not content:
-            raise ModelLoadError(
-                f"{folder / 'tokenizer_config.json'}: added_tokens_decoder has the unusable entry {key!r}"
-            )
-        if value.get("single_word"):
-            raise ModelLoadError(
-                f"{folder / 'tokenizer_config.json'}: single_word is not supported (added token {content!r})"
-            )
-        added[int(key)] = AddedToken(
-            content,
-            int(key),
-            special=bool(value.get("special")) or content in special,
-            lstrip=bool(value.get("lstrip")),
-            rstrip=bool(value.get("rstrip")),
-        )
+        token = _added_token(key, value, special=special)
+        if token is None:
+            raise ModelLoadError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder: unusable entry {key!r}")
+        added[token.token_id] = token
     return tuple(added.values())
+
+
+def _added_token(key: str, value: object, *, special: set[str]) -> AddedToken | None:
+    """One entry of added_tokens_decoder, or None if it is not what it should be."""
+    content = _content(value)
+    if not isinstance(value, dict) or not content or not key.isdecimal() or len(key) > len(str(_MAX_VOCAB_SIZE)):
+        return None
+    if int(key) >= _MAX_VOCAB_SIZE:
+        return None
+    return AddedToken(
+        content,
+        int(key),
+        special=bool(value.get("special")) or content in special,
+        lstrip=bool(value.get("lstrip")),
+        rstrip=bool(value.get("rstrip")),
+        single_word=bool(value.get("single_word")),
+    )
 
 
 def _read_template(folder: Path, tokenizer: Mapping[str, object]) -> str | None:

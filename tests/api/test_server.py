@@ -1,7 +1,9 @@
 """`polyserve serve` with a real engine process behind it: from the ready line to the exit code."""
 
+import asyncio
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +14,8 @@ import httpx
 import psutil
 import pytest
 
+from polyserve.api.server import run
+from polyserve.config import EngineConfig, ServerConfig
 from polyserve_proto.v1 import polyserve_pb2 as pb
 from polyserve_proto.v1.polyserve_pb2_grpc import PolyServeStub
 from support.checkpoints import make_checkpoint
@@ -30,7 +34,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def running(checkpoint: Path) -> Iterator[Served]:
-    with served(checkpoint, "--served-model-name", "tiny") as server:
+    with served(checkpoint, "--threads", "1") as server:
         yield server
 
 
@@ -48,7 +52,7 @@ def test_both_protocols_give_the_same_tokens_and_the_same_numbers(running: Serve
 
 
 def test_a_seeded_answer_is_the_same_streamed(running: Served) -> None:
-    body = {"messages": [{"role": "user", "content": "北京"}], "max_tokens": 20, "seed": 3, "n": 2}
+    body = {"messages": [{"role": "user", "content": "北京"}], "max_tokens": 8, "seed": 3, "n": 2}
     whole = httpx.post(f"{running.url}/v1/chat/completions", json=body, timeout=PATIENCE_S).json()
     texts = ["", ""]
     with httpx.stream(
@@ -74,29 +78,27 @@ def test_the_front_has_no_torch_in_it(running: Served) -> None:
     assert "libtorch" not in Path(f"/proc/{running.process.pid}/maps").read_text()
 
 
-def test_a_port_in_use_is_one_clear_line(running: Served) -> None:
-    port, grpc_port = running.url.rpartition(":")[2], running.grpc_address.rpartition(":")[2]
-    for taken, flags in (
-        (port, ("--port", port, "--grpc-port", "0")),
-        (grpc_port, ("--port", "0", "--grpc-port", grpc_port)),
-    ):
-        result = subprocess.run([POLYSERVE, "serve", "nothing", *flags], capture_output=True, text=True, check=False)
-        assert result.returncode == 1
-        assert result.stderr == f"polyserve: cannot listen at 127.0.0.1:{taken}: Address already in use\n"
+@pytest.mark.parametrize("name", ["port", "grpc_port"])
+def test_a_port_in_use_is_one_clear_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = {"port": 0, "grpc_port": 0, name: taken.getsockname()[1]}
+        code = asyncio.run(run(EngineConfig(model="nothing"), ServerConfig(**ports)))
+    assert code == 1
+    assert capsys.readouterr().err == f"polyserve: cannot listen at 127.0.0.1:{ports[name]}: Address already in use\n"
 
 
-def test_an_address_that_is_none_is_one_clear_line() -> None:
-    command = [POLYSERVE, "serve", "nothing", "--host", "no.such.host.invalid", "--port", "0", "--grpc-port", "0"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert result.stderr.startswith("polyserve: 'no.such.host.invalid' is no address to listen at: ")
-    assert result.stderr.count("\n") == 1
+def test_an_address_that_is_none_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
+    config = ServerConfig(host="no.such.host.invalid", port=0, grpc_port=0)
+    assert asyncio.run(run(EngineConfig(model="nothing"), config)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("polyserve: 'no.such.host.invalid' is no address to listen at: ")
+    assert error.count("\n") == 1
 
 
 def test_the_engines_death_ends_every_stream_and_the_server(checkpoint: Path) -> None:
-    with served(checkpoint) as server:
+    with served(checkpoint, "--threads", "1") as server:
         with httpx.stream(
-            "POST", f"{server.url}/v1/completions", json={**LONG, "n": 20}, timeout=PATIENCE_S
+            "POST", f"{server.url}/v1/completions", json={**LONG, "n": 4}, timeout=PATIENCE_S
         ) as response:
             lines = response.iter_lines()
             next(lines)
@@ -106,14 +108,6 @@ def test_the_engines_death_ends_every_stream_and_the_server(checkpoint: Path) ->
         error = json.loads(last.removeprefix("data: "))["error"]
         assert (error["type"], "SIGKILL" in error["message"]) == ("service_unavailable_error", True)
         assert server.process.wait(10) == 1
-
-
-def test_sigterm_ends_the_server_with_0_and_its_engine_too(checkpoint: Path) -> None:
-    with served(checkpoint) as server:
-        (engine,) = psutil.Process(server.process.pid).children()
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(10) == 0
-        assert not engine.is_running()
 
 
 def test_sigint_while_the_model_loads_ends_the_server_with_0(checkpoint: Path) -> None:
@@ -130,3 +124,10 @@ def test_the_ready_line_comes_with_a_command_that_works(server: LiveServer) -> N
     assert ready == f"PolyServe is ready: fake at {server.url} (HTTP) and {server.grpc_address} (gRPC)"
     result = subprocess.run(attempt.removeprefix("Try: "), shell=True, capture_output=True, text=True, check=True)
     assert result.stdout.endswith("data: [DONE]\n\n")
+
+
+def test_sigterm_ends_the_server_with_0_and_its_engine_too(running: Served) -> None:
+    (engine,) = psutil.Process(running.process.pid).children()
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(10) == 0
+    assert not engine.is_running()

@@ -1,4 +1,4 @@
-"""Shared by the kernels' tests: thread counts that are put back, and random numbers that are the same in every run."""
+"""Shared by the kernels' tests: random numbers that are the same in every run, and thread counts that are put back."""
 
 from collections.abc import Iterator
 
@@ -7,16 +7,18 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def _same_numbers() -> None:
+def _same_numbers_on_one_thread() -> Iterator[None]:
     torch.manual_seed(0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
+def threads(request: pytest.FixtureRequest) -> int:
     torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    return request.param
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

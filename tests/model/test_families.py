@@ -8,28 +8,61 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+
 from polyserve.errors import ModelLoadError
 from polyserve.gguf import GGUFFile, GGUFTensor
 from polyserve.model.config import ModelConfig
 from polyserve.model.families import config_from_gguf, read_config
 
 GPT2: dict[str, object] = {
-    **{"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 128, "vocab_size": 60_000},
-    **{"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "bos_token_id": 50256, "eos_token_id": 50256},
+    "model_type": "gpt2",
+    "n_embd": 64,
+    "n_head": 4,
+    "n_layer": 2,
+    "n_positions": 128,
+    "vocab_size": 60_000,
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "bos_token_id": 50256,
+    "eos_token_id": 50256,
 }
 BLOOM: dict[str, object] = {
-    **{"model_type": "bloom", "hidden_size": 64, "n_head": 4, "n_layer": 2, "vocab_size": 512},
-    **{"bos_token_id": 1, "eos_token_id": 2},
+    "model_type": "bloom",
+    "hidden_size": 64,
+    "n_head": 4,
+    "n_layer": 2,
+    "vocab_size": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 LLAMA: dict[str, object] = {
-    **{"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2},
-    **{"num_hidden_layers": 2, "intermediate_size": 128, "vocab_size": 512, "hidden_act": "silu"},
-    **{"max_position_embeddings": 128, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2},
+    "model_type": "llama",
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 2,
+    "intermediate_size": 128,
+    "vocab_size": 512,
+    "hidden_act": "silu",
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 GEMMA3: dict[str, object] = {
-    **{"model_type": "gemma3_text", "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 1},
-    **{"num_hidden_layers": 2, "intermediate_size": 128, "vocab_size": 512, "head_dim": 32, "sliding_window": 16},
-    **{"hidden_activation": "gelu_pytorch_tanh", "max_position_embeddings": 128, "bos_token_id": 2, "eos_token_id": 1},
+    "model_type": "gemma3_text",
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "num_hidden_layers": 2,
+    "intermediate_size": 128,
+    "vocab_size": 512,
+    "head_dim": 32,
+    "sliding_window": 16,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 128,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
 }
 
 
@@ -84,7 +117,11 @@ def test_gemma3_without_a_pattern_lets_every_sixth_layer_see_everything(tmp_path
 
 
 REFUSED: dict[str, tuple[dict[str, object], dict[str, object], str]] = {
-    "type": (LLAMA, {"model_type": "mamba"}, "model type 'mamba' is not supported; supported: gpt2, bloom, llama, gemma3_text"),
+    "type": (
+        LLAMA,
+        {"model_type": "mamba"},
+        "model type 'mamba' is not supported; supported: gpt2, bloom, llama, gemma3_text",
+    ),
     "no type": (LLAMA, {"model_type": None}, "model_type is missing"),
     "quantised": (LLAMA, {"quantization_config": {"bits": 4}}, "quantization_config"),
     "activation": (LLAMA, {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; supported: silu, swish"),
@@ -93,19 +130,29 @@ REFUSED: dict[str, tuple[dict[str, object], dict[str, object], str]] = {
     "layer scale": (GPT2, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
     "reorder": (GPT2, {"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn"),
     "cross attention": (GPT2, {"add_cross_attention": True}, "add_cross_attention"),
-    "post norm": (BLOOM, {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm"),
+    "post norm": (
+        BLOOM,
+        {"apply_residual_connection_post_layernorm": True},
+        "apply_residual_connection_post_layernorm",
+    ),
     "both ways": (GEMMA3, {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     "layer types": (GEMMA3, {"layer_types": ["full_attention", "linear_attention"]}, "layer_types"),
     "rope type": (LLAMA, {"rope_scaling": {"rope_type": "longrope"}}, "rope type 'longrope' is not supported"),
     "rope field": (LLAMA, {"rope_scaling": {"type": "linear", "factor": 2.0, "alpha": 3.0}}, "alpha is not supported"),
-    "part of a head": (LLAMA, {"rope_scaling": {"type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+    "part of a head": (
+        LLAMA,
+        {"rope_scaling": {"type": "default", "partial_rotary_factor": 0.5}},
+        "partial_rotary_factor",
+    ),
     "no factor": (LLAMA, {"rope_scaling": {"type": "linear"}}, "factor is missing"),
     "factor of 0": (LLAMA, {"rope_scaling": {"type": "linear", "factor": 0}}, "factor must be a finite number above 0"),
     "rope is text": (LLAMA, {"rope_scaling": "linear"}, "rope_scaling must be an object"),
     "base of 1": (LLAMA, {"rope_theta": 1.0}, "rotary bases must be more than 1"),
     "no width": (LLAMA, {"hidden_size": None}, "hidden_size is missing"),
     "text for a number": (LLAMA, {"hidden_size": "64"}, "hidden_size must be an integer, got '64'"),
-    "negative": (LLAMA, {"num_hidden_layers": -1}, "num_hidden_layers must be at least 1, got -1"),
+    "negative": (LLAMA, {"num_hidden_layers": -1}, "num_hidden_layers must be from 1 to 10000, got -1"),
+    "endless layers": (LLAMA, {"num_hidden_layers": 10**9}, "num_hidden_layers must be from 1 to 10000"),
+    "endless": (LLAMA, {"rope_scaling": {"type": "linear", "factor": 1e30}}, "the longest sequence must have"),
     "true for a number": (LLAMA, {"vocab_size": True}, "vocab_size must be an integer"),
     "uneven heads": (GPT2, {"n_head": 5}, "hidden size 64 is no multiple of 5 heads"),
     "uneven sharing": (LLAMA, {"num_key_value_heads": 3}, "4 heads cannot share 3 key/value heads"),
@@ -135,10 +182,16 @@ def test_damaged_json_is_one_line(text: str, name: str, tmp_path: Path) -> None:
 
 
 GGUF_LLAMA: dict[str, object] = {
-    **{"general.architecture": "llama", "llama.block_count": 2, "llama.context_length": 128},
-    **{"llama.embedding_length": 64, "llama.feed_forward_length": 128, "llama.attention.head_count": 4},
-    **{"llama.attention.head_count_kv": 2, "llama.attention.layer_norm_rms_epsilon": 1e-5},
-    **{"tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.bos_token_id": 1},
+    "general.architecture": "llama",
+    "llama.block_count": 2,
+    "llama.context_length": 128,
+    "llama.embedding_length": 64,
+    "llama.feed_forward_length": 128,
+    "llama.attention.head_count": 4,
+    "llama.attention.head_count_kv": 2,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    "tokenizer.ggml.eos_token_id": 2,
+    "tokenizer.ggml.bos_token_id": 1,
 }
 
 
@@ -160,11 +213,17 @@ def test_gguf_ends_of_turn_and_of_message_end_an_answer() -> None:
 
 
 GGUF_REFUSED: dict[str, tuple[dict[str, object], str]] = {
-    "architecture": ({"general.architecture": "mamba"}, "architecture 'mamba' is not supported; supported: gpt2, bloom"),
+    "architecture": (
+        {"general.architecture": "mamba"},
+        "architecture 'mamba' is not supported; supported: gpt2, bloom",
+    ),
     "no architecture": ({"general.architecture": None}, "architecture None is not supported"),
     "experts": ({"llama.expert_count": 8}, "expert_count = 8 is not supported"),
     "unknown key": ({"llama.attention.clamp_kqv": 3.0}, "metadata llama.attention.clamp_kqv is not supported"),
-    "sizes by layer": ({"llama.attention.head_count_kv": np.array([2, 1])}, "attention.head_count_kv must be an integer"),
+    "sizes by layer": (
+        {"llama.attention.head_count_kv": np.array([2, 1])},
+        "attention.head_count_kv must be an integer",
+    ),
     "rope type": ({"llama.rope.scaling.type": "longrope"}, "rope.scaling"),
     "part of a head": ({"llama.rope.dimension_count": 8}, "rope.dimension_count = 8 is not supported; supported: 16"),
     "other value heads": ({"llama.attention.value_length": 8}, "attention.value_length = 8"),

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from polyserve.model.weights.load import load_model
-from support.checkpoints import FAMILIES, FOLDER_FORMATS, Family, Sizes, save, tiny_model
-from support.logits import disagreements, greedy_tokens, packed_logits, random_ids, reference_logits
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 from transformers.models.gemma3.modeling_gemma3 import eager_attention_forward
+
+from polyserve.model.weights.load import load_model
+from support.checkpoints import FAMILIES, FOLDER_FORMATS, Family, Sizes, save, tiny_model
+from support.logits import disagreements, greedy_tokens, packed_logits, random_ids, reference_logits
 
 GGUF_OF_EACH_KIND = ("gguf-f32", "gguf-f16", "gguf-bf16", "gguf-q8_0", "gguf-q4_0")
 LENGTHS = (40, 1, 23)  # longer than Gemma's tiny window, shorter than one padded chunk of rows, and neither
@@ -78,7 +79,9 @@ CONFIGS: dict[str, tuple[Family, dict[str, object]]] = {
 }
 
 
-def capped_attention(module: torch.nn.Module, *inputs: torch.Tensor, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def capped_attention(
+    module: torch.nn.Module, *inputs: torch.Tensor, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
     """transformers' own attention, told of the cap that its Gemma 3 reads from the config and then does not pass on."""
     return eager_attention_forward(module, *inputs, softcap=module.attn_logit_softcapping, **options)
 

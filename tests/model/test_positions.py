@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from polyserve.model.config import RopeScaling
 from polyserve.model.families import read_config
 from polyserve.model.positions import RotaryTable, alibi_slopes
@@ -20,15 +21,27 @@ SCALINGS: dict[str, dict[str, object]] = {
     "dynamic": {"rope_type": "dynamic", "factor": 2.0},
     "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
     "yarn with every field": {
-        **{"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32},
-        **{"beta_fast": 20.0, "beta_slow": 2.0, "mscale": 0.7, "mscale_all_dim": 1.0, "truncate": False},
+        "rope_type": "yarn",
+        "factor": 8.0,
+        "original_max_position_embeddings": 32,
+        "beta_fast": 20.0,
+        "beta_slow": 2.0,
+        "mscale": 0.7,
+        "mscale_all_dim": 1.0,
+        "truncate": False,
     },
     "yarn with a given magnitude": {
-        **{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "attention_factor": 1.3},
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+        "attention_factor": 1.3,
     },
     "llama3": {
-        **{"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64},
-        **{"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "original_max_position_embeddings": 64,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
     },
 }
 
@@ -38,7 +51,9 @@ def test_llama_agrees_with_transformers_for_each_scaling(name: str, tmp_path: Pa
     reference = tiny_model("llama", config={"rope_parameters": BASE | SCALINGS[name]})
     path = save(reference, tmp_path, family="llama")
     sequences = random_ids(100)
-    model = load_model(path, dtype=torch.float32, max_model_len=128)  # within the trained length: dynamic changes nothing
+    model = load_model(
+        path, dtype=torch.float32, max_model_len=128
+    )  # within the trained length: dynamic changes nothing
     assert (packed_logits(model, sequences)[0] - reference_logits(reference, sequences)[0]).abs().max() < 1e-4
 
 

@@ -3,11 +3,11 @@
 import itertools
 
 import torch
-from polyserve.model.decoder import Decoder
-from polyserve.model.forward_context import PackedContext, PagedContext
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from polyserve.model.decoder import Decoder
+from polyserve.model.forward_context import PackedContext, PagedContext
 from polyserve_kernels import ops
 
 BLOCK_SIZE = 16

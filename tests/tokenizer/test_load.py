@@ -62,6 +62,12 @@ def test_added_tokens_json_of_older_checkpoints_is_read(tmp_path: Path) -> None:
         ("tokenizer_config.json", '{"added_tokens_decoder": {"7": {}}}', "unusable entry '7'"),
         (
             "tokenizer_config.json",
+            '{"added_tokens_decoder": {"99999999": {"content": "a"}}}',
+            "unusable entry '99999999'",
+        ),
+        ("added_tokens.json", '{"<a>": 99999999999}', "'<a>' must have an id, got 99999999999"),
+        (
+            "tokenizer_config.json",
             '{"added_tokens_decoder": {"7": {"content": "<a>", "single_word": true}}}',
             "single_word is not supported",
         ),

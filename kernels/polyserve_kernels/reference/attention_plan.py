@@ -58,7 +58,7 @@ class Batch:
 class Plan:
     batches: tuple[Batch, ...]
     result_rows: Tensor  # [T * Hq] int64: where each row's result lies among the batches' rows; after the last one: it sees no key
-    complete: bool  # every row sees a key
+    complete: bool  # every row sees a key, and there is a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ def _plan(spans: list[_Span], num_tokens: int, locate: Locate, heads: Heads, dev
     )
     result_rows = torch.full((num_tokens * heads.group * heads.num_kv,), len(computed), device=device)
     result_rows[computed] = torch.arange(len(computed), device=device)
-    return Plan(batches, result_rows, complete=not bool((result_rows == len(computed)).any()))
+    return Plan(batches, result_rows, complete=bool(batches) and not bool((result_rows == len(computed)).any()))
 
 
 def _batches(spans: list[_Span], heads: Heads) -> Iterator[list[_Span]]:

@@ -11,10 +11,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from polyserve.errors import ModelLoadError
-from polyserve.model.weights.source import RELEASE_BYTES, checkpoint_files, row_blocks
+from polyserve.model.weights.source import RELEASE_BYTES, check_dtype, checkpoint_files, row_blocks
 
 FILE_NAME = "model.safetensors"
-_FLOATS = ("F64", "F32", "BF16", "F16")
 
 
 class SafetensorsSource:
@@ -38,7 +37,9 @@ class SafetensorsSource:
         return None if files is None else cls(files)
 
     def blocks(self, name: str) -> Iterator[tuple[int, Tensor]]:
-        return row_blocks(self._files[name].tensor(name))
+        tensor = self._files[name].tensor(name)
+        check_dtype(self._files[name].path, name, tensor.dtype)
+        return row_blocks(tensor)
 
 
 class _MappedFile:
@@ -51,12 +52,7 @@ class _MappedFile:
 
     def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         for name in self._opened.keys():  # noqa: SIM118 (not a dict)
-            view = self._opened.get_slice(name)
-            if view.get_dtype() not in _FLOATS:
-                raise ModelLoadError(
-                    f"{self.path}: tensor {name} is {view.get_dtype()}; only float tensors can be loaded"
-                )
-            yield name, tuple(view.get_shape())
+            yield name, tuple(self._opened.get_slice(name).get_shape())
 
     def tensor(self, name: str) -> Tensor:
         if self._bytes_used > RELEASE_BYTES:

@@ -1,0 +1,244 @@
+"""head_topk, head_logits and token_logprobs: what sampling and scoring need of the head, in tiles of the vocabulary."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from support.tolerance import assert_as_good_as_torch
+from torch import Tensor
+
+from polyserve_kernels import ops
+from polyserve_kernels.types import HeadTopK, LogitEdits
+
+VOCAB = 20_001  # three tiles of the reference, the last one not full
+
+
+def head(num_rows: int = 6, vocab: int = VOCAB, channels: int = 24, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    return torch.randn(num_rows, channels).to(dtype), torch.randn(vocab, channels).to(dtype)
+
+
+def edits_of(num_rows: int, vocab: int, *, masked: bool = True) -> LogitEdits:
+    """Many repetitions and biases in random places, some ids forbidden by bias, half of them by the mask."""
+    places = torch.randperm(num_rows * vocab)[: num_rows * 300]
+    bias = torch.randn(len(places))
+    bias[::7] = -torch.inf
+    allowed = torch.randint(-(2**31), 2**31, (num_rows, -(-vocab // 32)), dtype=torch.int64).int() if masked else None
+    return LogitEdits(
+        rows=places // vocab, ids=places % vocab, repetition=torch.rand(len(places)) + 0.7, bias=bias, allowed=allowed
+    )
+
+
+def apply_edits(logits: Tensor, edits: LogitEdits) -> Tensor:
+    """LogitEdits as the contract says, entry by entry."""
+    edited = logits.clone()
+    for row, token, repetition, bias in zip(edits.rows, edits.ids, edits.repetition, edits.bias, strict=True):
+        x = edited[row, token]
+        edited[row, token] = (x / repetition if x > 0 else x * repetition) + bias
+    if edits.allowed is not None:
+        ids = torch.arange(logits.shape[1])
+        bit = (edits.allowed[:, ids // 32].long() >> (ids % 32)) & 1
+        edited[bit == 0] = -torch.inf
+    return edited
+
+
+def uniforms_of(num_rows: int, vocab: int = VOCAB, channels: int = 24, *, seed: int = 0) -> Tensor:
+    tiles = ops.num_vocab_tiles(vocab, channels)
+    row = torch.arange(num_rows)
+    return ops.random_uniform(row + seed, row * 0, row * 0, 0, 2 * tiles).view(num_rows, tiles, 2)
+
+
+def test_logits_are_as_exact_as_torch(dtype):
+    hidden, weight = head(40, dtype=dtype)
+    raw, edited = ops.head_logits(hidden, weight)
+    eager = hidden.float() @ weight.float().t()
+    assert_as_good_as_torch(raw, eager, hidden.double() @ weight.double().t())
+    assert torch.equal(raw, edited)
+
+
+def test_a_logit_is_the_same_number_as_in_matmul(dtype):
+    hidden, weight = head(dtype=dtype)
+    assert torch.equal(ops.head_logits(hidden, weight)[0], ops.matmul(hidden, weight, out_dtype=torch.float32))
+
+
+def test_edits_and_temperature_are_applied_as_the_contract_says():
+    hidden, weight = head(3, vocab=9000)
+    edits, temperature = edits_of(3, 9000), torch.tensor([0.5, 1.0, 1.7])
+    raw, edited = ops.head_logits(hidden, weight, edits=edits, temperature=temperature)
+    assert torch.equal(edited, apply_edits(raw, edits) / temperature[:, None])
+
+
+def test_the_soft_cap_comes_before_everything_else():
+    hidden, weight = head()
+    plain, _ = ops.head_logits(hidden, weight)
+    capped, _ = ops.head_logits(hidden, weight, soft_cap=3.0)
+    assert torch.equal(capped, 3.0 * torch.tanh(plain / 3.0))
+    assert torch.equal(ops.head_topk(hidden, weight, k=1, soft_cap=3.0).raw[:, 0], capped.amax(1))
+
+
+@pytest.mark.parametrize("k", [1, 2, 50, VOCAB])
+@pytest.mark.parametrize("edited", [False, True])
+def test_the_best_k_and_the_sums_are_those_of_the_full_logits(k, edited):
+    hidden, weight = head(4)
+    edits = edits_of(4, VOCAB) if edited else None
+    temperature = torch.tensor([0.3, 1.0, 0.9, 2.0]) if edited else None
+    raw, values = ops.head_logits(hidden, weight, edits=edits, temperature=temperature)
+    ours = ops.head_topk(hidden, weight, k=k, edits=edits, temperature=temperature, num_top=min(k, 7))
+    expected, ids = values.sort(dim=1, descending=True, stable=True)
+    assert torch.equal(ours.values, expected[:, :k])
+    assert torch.equal(ours.ids, ids[:, :k])
+    assert torch.equal(ours.raw, raw.gather(1, ours.ids))
+    top, top_ids = raw.sort(dim=1, descending=True, stable=True)
+    assert torch.equal(ours.top_raw, top[:, : min(k, 7)])
+    assert torch.equal(ours.top_ids, top_ids[:, : min(k, 7)])
+    for sums, full in ((ours.lse, values), (ours.raw_lse, raw)):
+        assert_as_good_as_torch(sums, full.logsumexp(1), full.double().logsumexp(1))
+
+
+@pytest.mark.parametrize("k", [1, 3, 40])
+def test_among_equal_values_the_smaller_id_is_better_across_tiles_and_at_the_border(k):
+    weight = torch.zeros(VOCAB, 1)
+    winners = torch.tensor([4, 8191, 8192, 8200, 16383, 16384, 20_000])
+    weight[winners] = 1.0
+    ours = ops.head_topk(torch.ones(2, 1), weight, k=k, num_top=k)
+    losers = torch.tensor([i for i in range(60) if i not in winners])
+    expected = torch.cat((winners, losers))[:k]
+    assert torch.equal(ours.ids, expected.expand(2, k))
+    assert torch.equal(ours.top_ids, expected.expand(2, k))
+
+
+def test_rows_with_fewer_allowed_ids_than_k_fill_up_with_the_first_forbidden_ones():
+    hidden, weight = head(1, vocab=9000)
+    allowed = torch.zeros(1, 282, dtype=torch.int32)
+    allowed[0, 270] = 0b101  # ids 8640 and 8642
+    none = torch.zeros(0, dtype=torch.int64)
+    edits = LogitEdits(rows=none, ids=none, repetition=torch.zeros(0), bias=torch.zeros(0), allowed=allowed)
+    ours = ops.head_topk(hidden, weight, k=4, edits=edits)
+    assert sorted(ours.ids[0, :2].tolist()) == [8640, 8642]
+    assert ours.ids[0, 2:].tolist() == [0, 1]
+    assert ours.values[0, 2:].tolist() == [-torch.inf] * 2
+    assert torch.equal(ours.lse, ours.values[:, :2].logsumexp(1))
+
+
+def test_a_log_probability_is_the_same_number_wherever_it_is_asked_for(dtype):
+    hidden, weight = head(20, dtype=dtype)
+    best = ops.head_topk(hidden, weight, k=3, num_top=3, uniforms=uniforms_of(20), temperature=torch.full((20,), 0.8))
+    for targets, raw in ((best.ids[:, 2], best.raw[:, 2]), (best.drawn_ids, best.drawn_raw)):
+        logprobs, top_ids, top_logprobs = ops.token_logprobs(hidden, weight, targets, num_top=3)
+        assert torch.equal(logprobs, raw - best.raw_lse)
+        assert torch.equal(top_ids, best.top_ids)
+        assert torch.equal(top_logprobs, best.top_raw - best.raw_lse[:, None])
+
+
+def test_log_probabilities_are_as_exact_as_torch(dtype):
+    hidden, weight = head(30, dtype=dtype)
+    targets = torch.randint(VOCAB, (30,))
+    ours, _, _ = ops.token_logprobs(hidden, weight, targets)
+    eager = (hidden.float() @ weight.float().t()).log_softmax(1)
+    exact = (hidden.double() @ weight.double().t()).log_softmax(1)
+    place = targets[:, None]
+    assert_as_good_as_torch(ours, eager.gather(1, place)[:, 0], exact.gather(1, place)[:, 0])
+
+
+def test_an_id_outside_the_vocabulary_is_impossible():
+    hidden, weight = head(3)
+    logprobs, _, _ = ops.token_logprobs(hidden, weight, torch.tensor([-1, VOCAB, 2**40]))
+    assert logprobs.tolist() == [-torch.inf] * 3
+
+
+@pytest.mark.parametrize("vocab", [1, 8191, 8192, 8193])
+def test_one_less_and_one_more_than_a_tile_is_fine(vocab):
+    hidden, weight = head(2, vocab=vocab)
+    ours = ops.head_topk(hidden, weight, k=vocab, uniforms=uniforms_of(2, vocab))
+    raw, _ = ops.head_logits(hidden, weight)
+    assert torch.equal(ours.values, raw.sort(dim=1, descending=True, stable=True).values)
+    assert (ours.drawn_ids < vocab).all()
+
+
+def test_no_rows_are_no_rows():
+    hidden, weight = head(0)
+    ours = ops.head_topk(hidden, weight, k=2, num_top=3, uniforms=uniforms_of(0), temperature=torch.ones(0))
+    assert ours.ids.shape == (0, 2)
+    assert ours.top_ids.shape == (0, 3)
+    assert ops.token_logprobs(hidden, weight, torch.zeros(0, dtype=torch.int64))[0].shape == (0,)
+
+
+def test_256_000_tokens_and_few_rows_are_fine():
+    hidden, weight = head(2, vocab=256_000, channels=8)
+    ours = ops.head_topk(hidden, weight, k=5, uniforms=uniforms_of(2, 256_000, 8))
+    logits = hidden.double() @ weight.double().t()
+    assert torch.equal(ours.ids, logits.topk(5).indices)
+    assert_as_good_as_torch(ours.lse, logits.float().logsumexp(1), logits.logsumexp(1))
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_draws_follow_the_distribution_over_all_tiles(edited):
+    num_rows, rounds, num_bins = 512, 20, 50
+    hidden, weight = head(1, channels=4)
+    hidden, temperature = hidden.expand(num_rows, 4), torch.full((num_rows,), 0.7)
+    edits = edits_of(1, VOCAB) if edited else None
+    _, values = ops.head_logits(hidden[:1], weight, edits=edits, temperature=temperature[:1])
+    if edits is not None:
+        edits = replace(
+            edits,
+            rows=torch.arange(num_rows).repeat_interleave(len(edits.ids)),
+            ids=edits.ids.repeat(num_rows),
+            repetition=edits.repetition.repeat(num_rows),
+            bias=edits.bias.repeat(num_rows),
+            allowed=edits.allowed.expand(num_rows, -1),
+        )
+    probabilities = values[0].double().softmax(0)
+    # bins of nearly equal probability; id modulo 7 leads, so that every bin has ids of every tile
+    order = (torch.arange(VOCAB) % 7).argsort(stable=True)
+    bins = torch.empty(VOCAB, dtype=torch.int64)
+    bins[order] = (probabilities[order].cumsum(0) * num_bins).long().clamp(max=num_bins - 1)
+    expected = torch.zeros(num_bins, dtype=torch.float64).index_add(0, bins, probabilities) * num_rows * rounds
+    counts = torch.zeros(num_bins, dtype=torch.float64)
+    for number in range(rounds):
+        uniforms = uniforms_of(num_rows, channels=4, seed=number * num_rows)
+        drawn = ops.head_topk(hidden, weight, k=1, edits=edits, temperature=temperature, uniforms=uniforms).drawn_ids
+        assert (probabilities[drawn] > 0).all()
+        counts += torch.bincount(bins[drawn], minlength=num_bins)
+    assert ((counts - expected) ** 2 / expected).sum().item() < 85.4  # 99.9 % point at 49 degrees of freedom
+
+
+def test_nothing_is_drawn_where_nothing_is_allowed():
+    hidden, weight = head(2, vocab=9000)
+    allowed = torch.zeros(2, 282, dtype=torch.int32)
+    allowed[1, 100] = 2
+    none = torch.zeros(0, dtype=torch.int64)
+    edits = LogitEdits(rows=none, ids=none, repetition=torch.zeros(0), bias=torch.zeros(0), allowed=allowed)
+    ours = ops.head_topk(hidden, weight, k=1, edits=edits, uniforms=uniforms_of(2, 9000))
+    assert ours.drawn_ids.tolist() == [-1, 3201]
+    assert ours.lse[0] == -torch.inf
+
+
+def fields(result: HeadTopK) -> list[Tensor]:
+    return [getattr(result, name) for name in HeadTopK.__dataclass_fields__]
+
+
+def test_a_row_has_the_same_bits_in_any_company(dtype, threads):
+    num_rows = 40
+    hidden, weight = head(num_rows, channels=72, dtype=dtype)
+    edits, temperature = edits_of(num_rows, VOCAB), torch.rand(num_rows) + 0.2
+    uniforms, targets = uniforms_of(num_rows, channels=72), torch.randint(VOCAB, (num_rows,))
+    together = ops.head_topk(
+        hidden, weight, k=20, edits=edits, temperature=temperature, uniforms=uniforms, num_top=5, soft_cap=20.0
+    )
+    scored = ops.token_logprobs(hidden, weight, targets, num_top=5, soft_cap=20.0)
+    for start, end in ((0, 1), (7, 8), (3, 20), (39, 40), (1, 40)):
+        inside = (edits.rows >= start) & (edits.rows < end)
+        part = LogitEdits(
+            rows=edits.rows[inside] - start,
+            ids=edits.ids[inside],
+            repetition=edits.repetition[inside],
+            bias=edits.bias[inside],
+            allowed=edits.allowed[start:end],
+        )
+        rows = slice(start, end)
+        alone = ops.head_topk(
+            hidden[rows], weight, k=20, edits=part, temperature=temperature[rows], uniforms=uniforms[rows], num_top=5,
+            soft_cap=20.0,
+        )  # fmt: skip
+        assert all(torch.equal(a, b[rows]) for a, b in zip(fields(alone), fields(together), strict=True))
+        logprobs = ops.token_logprobs(hidden[rows], weight, targets[rows], num_top=5, soft_cap=20.0)
+        assert all(torch.equal(a, b[rows]) for a, b in zip(logprobs, scored, strict=True))
