@@ -1,5 +1,7 @@
-"""What a backend provides: a module `backend.py` in its folder with these functions. Their contracts are in `ops.py`,
-which has checked every argument before it calls them; options arrive as they are, without defaults."""
+"""What a backend provides: these functions, in a module `backend.py` in its folder.
+
+Their contracts are in `ops.py`, which has checked every argument before it calls them. Options have no defaults here.
+"""
 
 from typing import Protocol
 

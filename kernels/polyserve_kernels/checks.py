@@ -1,7 +1,6 @@
 """What operations say to arguments that they cannot take: ValueError with what was wanted and what came.
 
-First what holds of any tensor, then what several operations ask of the same arguments. Letters of shapes are those of
-`ops.py`.
+First what any tensor can be asked, then what operations ask of their arguments. Sizes are lettered as in `ops.py`.
 """
 
 from collections.abc import Sequence
@@ -15,8 +14,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_shape(name: str, x: Tensor, wanted: Sequence[int | str]) -> None:
-    """Refuse a shape that differs. A number is wanted exactly; a word stands for any size and names it in the
-    message."""
+    """Refuse a shape that differs. A number is wanted exactly; a word stands for any size, and names it."""
     shape = x.shape
     if len(shape) != len(wanted) or any(w != s and not isinstance(w, str) for w, s in zip(wanted, shape, strict=True)):
         raise ValueError(f"{name} must have shape [{', '.join(map(str, wanted))}], got {list(shape)}")

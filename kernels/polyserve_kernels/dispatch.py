@@ -1,6 +1,6 @@
 """Which backend answers: the one named by `use_backend`, else by POLYSERVE_BACKEND, else the first that a device has.
 
-A backend that is named but missing is an error. That the best one for a device is missing, and the next one answers, is
+A backend that is named but missing is an error. Where a device's best one is missing, the next one answers, which is
 logged once.
 """
 
@@ -32,7 +32,7 @@ _chosen: dict[str, tuple[str, Backend]] = {}  # device type -> name and backend;
 _logged: set[str] = set()  # device types whose fallback was logged
 
 
-class use_backend:  # noqa: N801  (reads as the statement that it is, like torch.no_grad)
+class use_backend:
     """Name the backend of this process from now on; None returns to the environment's or the device's choice.
 
     As a context manager it restores the former choice at its end. Raises ValueError, and changes nothing, if the
@@ -69,8 +69,7 @@ def backend_name(device: torch.device) -> str:
 
 
 def numerics_id(device: torch.device | None = None) -> str:
-    """Everything here that results' bits depend on, as one short word, such as `reference-avx2-torch2.13.0-k1`. Default
-    device: the CPU."""
+    """What the bits of results depend on, in one word, as `reference-avx2-torch2.13.0-k1`. Default device: the CPU."""
     device = device or torch.device("cpu")
     if device.type == "cuda":
         capability = "sm_{}{}".format(*torch.cuda.get_device_capability(device))

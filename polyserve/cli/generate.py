@@ -114,7 +114,7 @@ def _answer(rows: "list[Row]", config: EngineConfig, template: str | None, *, la
     set_up_logging("warning")
     llm = LLM(config=config, chat_template=template)
     prompts = []
-    for number, row in enumerate(rows, start=0):
+    for number, row in enumerate(rows, start=1):
         try:
             prompts.append(_prompt_ids(llm, row))
             check_request(

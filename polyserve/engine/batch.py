@@ -1,8 +1,8 @@
 """The tensors of a Step: what the model is called with.
 
-Rows lie sequence after sequence, and sequences with one new token come first: those go through the decode kernel, the others through the
-prefill kernel, and a row gets the same bits from either. Everything is built in numpy in one pass over the step, without a torch call
-for each sequence.
+Rows lie sequence after sequence, and sequences with one new token come first: those go through the decode kernel, the
+others through the prefill kernel, and a row gets the same bits from either. Everything is built in numpy in one pass
+over the step, without a torch call for each sequence.
 
 T new tokens   S sequences   slot = block * block_size + offset
 """

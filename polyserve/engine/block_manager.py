@@ -1,11 +1,12 @@
 """Gives a sequence the blocks its tokens need, and lets it begin with blocks that somebody else has computed.
 
-    prefix hit   full blocks, found by name, are held as they are; at least one token is left to compute, so that there is something to
-                 sample from
-    fork         a later choice of a request holds the prompt's blocks of an earlier one up to the last prompt token, which it computes
-                 itself; the block where that token lies is copied, if anything before it lies there too
-Invariant  a block that is shared or has a name is never written: a sequence writes only at `num_computed` and after, and holds every
-block from there on alone. `admit` makes it true, `cover` and `release` keep it, and the assertion in `cover` watches it.
+prefix hit   full blocks, found by name, are held as they are. At least one token is left to compute, so that there is
+             something to sample from.
+fork         a later choice of a request holds the prompt's blocks of an earlier one up to the last prompt token, which
+             it computes itself. The block where that token lies is copied, if anything before it lies there too.
+
+Invariant    a block that is shared or has a name is never written: a sequence writes only at `num_computed` and after,
+             and holds every block from there on alone. `admit` makes it true, and an assertion in `cover` watches it.
 """
 
 from polyserve.engine.block_pool import BlockPool, digest_of, root_of
@@ -26,7 +27,8 @@ class BlockManager:
         """Give `seq`, which holds nothing, blocks for all its tokens, as many of them computed as can be shared.
 
         donor: a sequence of the same request whose prompt is computed.  num_spare: blocks to leave free for others.
-        Returns the (source, destination) blocks to copy before anything is computed, or None, with nothing changed, if there is no room.
+        Returns the (source, destination) blocks to copy before anything is computed. Without room, returns None and
+        changes nothing.
         """
         shared = self._find_prefix(seq) if use_prefix else []
         num_computed, source = len(shared) * self.block_size, None
@@ -46,7 +48,7 @@ class BlockManager:
         return [] if source is None else [(source, seq.block_table[len(shared)])]
 
     def cover(self, seq: Sequence) -> bool:
-        """Give `seq` blocks for tokens that came since it was admitted. False, with nothing changed, if there are too few."""
+        """Give `seq` blocks for tokens that came since it was admitted. With too few it changes nothing: False."""
         num_new = self._num_blocks_of(len(seq.tokens)) - len(seq.block_table)
         if num_new > self.pool.num_free:
             return False

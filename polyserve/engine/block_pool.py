@@ -1,10 +1,12 @@
 """Who holds which block of the KV cache, and which blocks are worth finding again.
 
-A block is an integer. It is held by zero or more sequences; a block that nobody holds is free and waits in a queue, least recently
-used first, until it is taken. While it waits it keeps what it stores, so a full block that was named can be found by its name and held
-again. A name is a chained digest: it stands for the block's tokens and for every token before them, and is equal across processes.
+A block is an integer. It is held by zero or more sequences; a block that nobody holds is free and waits in a queue,
+least recently used first, until it is taken. While it waits it keeps what it stores, so a full block that was named
+can be found by its name and held again. A name is a chained digest: it stands for the block's tokens and for every
+token before them, and is equal across processes.
 
-Source  PagedAttention, https://arxiv.org/abs/2309.06180, section 4 (reference counts); prefix names as in vLLM's automatic prefix caching
+Source  PagedAttention, https://arxiv.org/abs/2309.06180, section 4 (reference counts);
+        prefix names as in vLLM's automatic prefix caching
 """
 
 import struct
@@ -50,7 +52,7 @@ class BlockPool:
         return self._holders[block]
 
     def take(self) -> int:
-        """Hold the least recently used free block; what it stored is forgotten. Raises OutOfBlocks if every block is held."""
+        """Hold the least recently used free block; what it stored is forgotten. Raises OutOfBlocks if all are held."""
         if not self._free:
             raise OutOfBlocks(f"all {self.num_blocks} KV blocks are in use")
         block, _ = self._free.popitem(last=False)

@@ -1,7 +1,7 @@
-"""Token ids in, token ids out: requests are added and aborted at any time, and each `step` brings new tokens for many of them at once.
+"""Token ids in, token ids out: requests come and go at any time, and each `step` brings new tokens for many at once.
 
-It runs where it is called, in one thread, and knows neither text nor clients. A request's fault ends that request; a fault while a step
-is computed ends the sequences of that step; a broken invariant is raised and ends the engine.
+It runs where it is called, in one thread, and knows neither text nor clients. A request's fault ends that request; a
+fault while a step is computed ends the sequences of that step; a broken invariant is raised and ends the engine.
 """
 
 import os
@@ -80,7 +80,7 @@ class Engine:
         return cls(load_model(path, dtype=getattr(torch, config.dtype), max_model_len=config.max_model_len), config)
 
     def add(self, request: Request) -> None:
-        """Take a request in. Raises InvalidRequest if it can never be served; an answer that does not fit is cut instead."""
+        """Take a request in. Raises InvalidRequest if it can never be served; a too long answer is cut instead."""
         check_request(
             request.prompt_ids,
             request.params,
@@ -94,13 +94,13 @@ class Engine:
         stop_ids = {*params.stop_token_ids, *(() if params.ignore_eos else self.eos_ids)}
         if params.min_tokens and params.allowed_token_ids is not None and stop_ids.issuperset(params.allowed_token_ids):
             raise InvalidRequest(
-                f"allowed_token_ids must name a token that does not stop the answer, for {params.min_tokens} come before",
+                f"allowed_token_ids must name a token that does not stop the answer before min_tokens",
                 param="allowed_token_ids",
             )
         self._scheduler.add(request)
 
     def abort(self, request_id: str, choice: int | None = None) -> None:
-        """End one choice of a request, or all of them: nothing more comes for it. An unknown id has just ended: nothing is done."""
+        """End one choice of a request, or all: nothing more comes for it. Unknown ids have just ended."""
         self._scheduler.abort(request_id, choice)
 
     def has_work(self) -> bool:

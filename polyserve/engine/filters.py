@@ -1,18 +1,21 @@
 """top-k, top-p, min-p and typical-p, and the draw from what they leave, on tokens that are sorted by probability.
 
-    p    probability after edits and temperature, over the whole vocabulary; sorted by value, then by smaller id
-    top-k      the first k
-    top-p      the shortest beginning whose probability reaches top_p of what top-k left
-    min-p      those with p >= min_p * p[0]
-    typical-p  of what is left, renormalised to q with entropy H: the tokens with the smallest |-log q - H| that together reach
-               typical_p, and those as near as the last of them
-    draw       inverse CDF in sorted order with one uniform number
-The first three keep a beginning of the list, so they can often be settled on its first K tokens, the survivors of `ops.head_topk`, as if
-all V had been seen. `certain` says where. To make both ways give one answer bit for bit, everything is in float64 and every sum runs from
-the first token on (`cumsum`): what follows adds nothing to what came before, where `sum` would group it differently for K and for V.
+p          probability after edits and temperature, over the whole vocabulary; sorted by value, then by smaller id
+top-k      the first k
+top-p      the shortest beginning whose probability reaches top_p of what top-k left
+min-p      those with p >= min_p * p[0]
+typical-p  of what is left, renormalised to q with entropy H: the tokens with the smallest |-log q - H| that together
+           reach typical_p, and those as near as the last of them
+draw       inverse CDF in sorted order with one uniform number
+
+The first three keep a beginning of the list, so they can often be settled on its first K tokens, the survivors of
+`ops.head_topk`, as if all V had been seen: `certain` says where. To make both ways give one answer bit for bit,
+everything is in float64 and every sum runs from the first token on (`cumsum`): what follows adds nothing to what came
+before, where `sum` would group it differently for K tokens and for V.
 
 Shapes  R rows   K tokens of each, K <= V
-Source  top-p: https://arxiv.org/abs/1904.09751   min-p: https://arxiv.org/abs/2407.01082   typical-p: https://arxiv.org/abs/2202.00666
+Source  top-p: https://arxiv.org/abs/1904.09751   min-p: https://arxiv.org/abs/2407.01082
+        typical-p: https://arxiv.org/abs/2202.00666
 """
 
 from collections.abc import Sequence
@@ -56,7 +59,8 @@ def draw(
 ) -> tuple[Integers, Flags]:
     """Filter the first K tokens of each row and draw one of what is left.
 
-    values: [R, K], edited logits over temperature, sorted.  lse: [R], log-sum-exp of all V of them.  uniforms: [R] in (0, 1).
+    values: [R, K], edited logits over temperature, sorted.  lse: [R], log-sum-exp of all V of them.
+    uniforms: [R] in (0, 1).
     Returns the drawn index [R] into the row, and `certain` [R]: true where no token after the K could have been kept.
     """
     logp = values.astype(np.float64) - lse.astype(np.float64)[:, None]
@@ -73,7 +77,7 @@ def draw(
 
 
 def _keep_beginning(p: Floats, filters: Filters, *, vocab_size: int) -> tuple[Integers, Flags]:
-    """How many of the first tokens top-k, top-p and min-p leave, at least 1; and whether more tokens could not change that."""
+    """How many of the first tokens top-k, top-p and min-p leave, 1 or more; and whether no other could be kept."""
     num_rows, width = p.shape
     cdf = np.cumsum(p, axis=1)
     limit = np.minimum(filters.top_k, width)

@@ -1,7 +1,7 @@
 """The memory of keys and values: for each layer two tensors [num_blocks, block_size, Hkv, D] in the model's dtype.
 
-The memory comes zeroed from the operating system page by page as it is first written, so blocks that were never used cost nothing,
-and it begins at a page, so kernels find it aligned.
+The memory comes zeroed from the operating system page by page as it is first written, so blocks that were never used
+cost nothing, and it begins at a page, so kernels find it aligned.
 """
 
 import mmap

@@ -1,11 +1,11 @@
-"""What a request's parameters change in the logits before temperature: penalties, biases, and tokens that are not allowed.
+"""What a request's parameters change in the logits before temperature: penalties, biases, tokens that are not allowed.
 
-For each token id that is touched one entry (id, repetition, bias); the head applies them inside its vocabulary tiles:
+For each token id that is touched there is one entry (id, repetition, bias), which the head applies in its tiles:
     new = (logit > 0 ? logit / repetition : logit * repetition) + bias
-    bias = -frequency_penalty * count - presence_penalty * (count > 0) + logit_bias, or -inf for a stop token that comes too early
+    bias = -frequency_penalty * count - presence_penalty * (count > 0) + logit_bias, or -inf for a stop token too early
     count: how often the id came in the answer; repetition also counts the prompt
-An entry is a pure function of parameters and tokens: it is computed from its count and never added to, so a sequence that is built
-again after a preemption has the same bits. A new token touches one entry.
+An entry is a pure function of parameters and tokens: it is computed from its count and never added to, so a sequence
+that is built again after a preemption has the same bits. A new token touches one entry.
 """
 
 from collections import Counter

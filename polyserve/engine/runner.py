@@ -1,8 +1,8 @@
 """Computes steps: keeps what it was told of each sequence, runs the model on a step's tokens, and draws the next ones.
 
-`submit` takes a step and `result` gives its answer, so that the scheduler could work while a device computes; on a CPU `submit` computes
-at once. A step changes what is known of sequences before anything is computed, so after a fault while computing, what is known of the
-sequences outside the step is still right, and a later step may forget the others by name.
+`submit` takes a step and `result` gives its answer, so that the scheduler could work while a device computes; on a CPU
+`submit` computes at once. A step changes what is known of sequences before anything is computed: after a fault while
+computing, what is known of the sequences outside the step is still right, and the others can be released as usual.
 """
 
 import torch
@@ -93,7 +93,9 @@ class ModelRunner:
 
     def _sample(self, batch: Batch, hidden: Tensor) -> tuple[list[Sampled], list[Failed]]:
         """The next token of every chunk that reaches the end of what is known of its sequence."""
-        ending = [(chunk, last - 1) for chunk, last in zip(batch.chunks, batch.first_rows[1:], strict=True) if chunk.samples]
+        ending = [
+            (chunk, last - 1) for chunk, last in zip(batch.chunks, batch.first_rows[1:], strict=True) if chunk.samples
+        ]
         sampled: list[Sampled] = []
         failed: list[Failed] = []
         if not ending:

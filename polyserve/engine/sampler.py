@@ -1,12 +1,13 @@
-"""Chooses the next token of each row from its hidden state, and looks up log-probabilities, without holding all logits of a batch.
+"""Chooses each row's next token from its hidden state, and looks up log-probabilities, without a batch's full logits.
 
-The head gives a constant number of survivors for each row: its most likely tokens after edits and temperature, with the log-sum-exp over
-the whole vocabulary. Each row then takes one of three ways:
+The head gives a constant number of survivors for each row: its most likely tokens after edits and temperature, with the
+log-sum-exp over the whole vocabulary. Each row then takes one of three ways:
     greedy      the first survivor
     no filters  the head's own draw, exact over the whole vocabulary
-    filters     settled on the survivors where that is certain (`filters`), else on all logits of that row alone
-A row's token is a pure function of (hidden state, parameters, tokens, seed, choice, position): its way depends on nothing else, and the
-last two ways of filtering give the same token bit for bit. Log-probabilities are of the model's own logits, in float32: logit - log-sum-exp.
+    filters     settled on the survivors where that is certain (`filters`), else on all logits of that row
+A row's token is a pure function of (hidden state, parameters, tokens, seed, choice, position): its way depends on
+nothing else, and survivors and all logits give the same token. Log-probabilities are of the model's own logits, in
+float32: logit - log-sum-exp.
 
 Shapes  S rows   C channels   V vocabulary   K survivors   N most likely tokens that were asked for
 """
@@ -70,7 +71,8 @@ class Sampler:
         sampled = [i for i, row in enumerate(rows) if not row.params.greedy and errors[i] is None]
         filtered = [i for i in sampled if has_filters(rows[i].params)]
         if len(filtered) < len(sampled):
-            assert head.drawn_ids is not None and head.drawn_raw is not None
+            assert head.drawn_ids is not None
+            assert head.drawn_raw is not None
             plain = [i for i in sampled if not has_filters(rows[i].params)]
             token_ids[plain], raw[plain] = head.drawn_ids[plain], head.drawn_raw[plain]
         if filtered:
@@ -85,7 +87,8 @@ class Sampler:
         return _report(rows, head, token_ids, raw, errors)
 
     def score(self, hidden: Tensor, targets: list[int], *, num_top: int) -> list[TokenLogprob] | None:
-        """Log-probabilities of given tokens: row t of hidden [T, C] is the state before targets[t]. None if any is not finite."""
+        """Log-probabilities of given tokens, None if any is not finite. Row t of hidden [T, C] is the state before
+        targets[t]."""
         num_top = min(num_top, self._vocab_size)
         logprobs, top_ids, top_logprobs = ops.token_logprobs(
             hidden, self._weight, torch.tensor(targets), num_top=num_top, soft_cap=self._soft_cap
@@ -115,7 +118,7 @@ class Sampler:
     def _draw_from_survivors(
         self, rows: Sequence[SampleRow], head: HeadTopK, index: list[int]
     ) -> tuple[list[int], list[bool]]:
-        """For rows `index` of the batch: the column of the drawn survivor, and whether more tokens could not change it."""
+        """For rows `index` of the batch: the column of the drawn survivor, and whether no other could be kept."""
         drawn, certain = draw(
             head.values[index].numpy(),
             head.lse[index].numpy(),
@@ -160,7 +163,8 @@ def _uniforms(rows: Sequence[SampleRow], purpose: int, num_each: int) -> Tensor:
 
 
 def _fine_uniforms(rows: Sequence[SampleRow]) -> NDArray[np.float64]:
-    """[S] in (0, 1). Each is a float32 random number moved inside its interval of 2**-23 by a second one, for the tail of a vocabulary."""
+    """[S] in (0, 1): a float32 random number, moved inside its interval of 2**-23 by a second one, so that the tail of
+    a large vocabulary is drawn as often as it should be."""
     coarse, fine = _uniforms(rows, PURPOSE_FILTERED_DRAW, 2).double().unbind(1)
     return (coarse + (fine - 0.5) * 2**-23).numpy()
 
@@ -175,7 +179,8 @@ def _report(
     rows: Sequence[SampleRow], head: HeadTopK, token_ids: Tensor, raw: Tensor, errors: list[str | None]
 ) -> list[Drawn]:
     """The drawn tokens with the log-probabilities that were asked for, as plain values."""
-    ids, logprobs = token_ids.tolist(), [None] * len(rows)
+    ids = token_ids.tolist()
+    logprobs: list[TokenLogprob | None] = [None] * len(rows)
     if any(row.params.logprobs is not None for row in rows):
         wanted = [row.params.logprobs for row in rows]
         values = (raw - head.raw_lse).tolist()

@@ -1,15 +1,18 @@
 """Decides what each step computes, and what became of a sequence when the step is done.
 
-One rule: a running sequence is given its next tokens, the oldest first, as far as the step's token budget and the blocks reach; what is
-left of the budget admits waiting sequences in the order they came. A sequence that has one token pending decodes, one with many has its
-prompt computed in chunks, and one step does both. If blocks run out, the youngest running sequence gives all of its own back and waits
-at the front of the queue to be computed again: its tokens are kept, and the same tokens give the same bits.
+One rule: a running sequence is given its next tokens, the oldest first, as far as the step's token budget and the
+blocks reach; what is left of the budget admits waiting sequences in the order they came. A sequence that has one
+token pending decodes, one with many has its prompt computed in chunks, and one step does both. If blocks run out, the
+youngest running sequence gives all of its own back and waits at the front of the queue to be computed again: its
+tokens are kept, and the same tokens give the same bits.
 
-A request of n choices begins as its first one. When the prompt is computed the others enter the queue, ahead of younger requests, and begin with its blocks.
+A request of n choices begins as its first one. When that has computed the prompt, the others enter the queue, ahead of
+younger requests, and begin with its blocks.
 
-Words  running: holds blocks for every token it has   waiting: holds none   asleep: waits for another choice's prompt   live: any of these
-Source  continuous batching: Orca, https://www.usenix.org/conference/osdi22/presentation/yu; chunked prefill beside decoding:
-        Sarathi-Serve, https://arxiv.org/abs/2403.02310
+Words   running: holds blocks for every token it has   waiting: holds none   asleep: waits for another choice's prompt
+        live: any of these
+Source  continuous batching: Orca, https://www.usenix.org/conference/osdi22/presentation/yu
+        chunked prefill beside decoding: Sarathi-Serve, https://arxiv.org/abs/2403.02310
 """
 
 from bisect import bisect_left, insort
@@ -99,7 +102,7 @@ class Scheduler:
             self._asleep[request.request_id] = choices[1:]
 
     def abort(self, request_id: str, choice: int | None = None) -> None:
-        """Forget one choice of a request, or all of them, without another word. Unknown ids have just ended: nothing is done."""
+        """Forget one choice of a request, or all, without another word. An unknown id has just ended; it is ignored."""
         choices = self._requests.get(request_id, {})
         ended = [seq for seq in choices.values() if choice is None or seq.choice == choice]
         for seq in reversed(ended):  # the first last, so that its end does not wake the others
@@ -152,7 +155,9 @@ class Scheduler:
             if seq.prompt_computed:
                 self._wake(self._asleep.pop(seq.request_id, []))
                 if seq.max_tokens == 0:
-                    outputs += [self._finish(choice, "length") for choice in list(self._requests[seq.request_id].values())]
+                    outputs += [
+                        self._finish(choice, "length") for choice in list(self._requests[seq.request_id].values())
+                    ]
         for sampled in result.sampled:
             if (seq := self._live.get(sampled.seq_id)) is not None:
                 outputs.append(self._append(seq, sampled))
@@ -172,8 +177,8 @@ class Scheduler:
         return Chunk(seq.seq_id, seq.num_computed, num_tokens, first_block, seq.block_table[first_block:], samples)
 
     def _admit(self, seq: Sequence) -> list[tuple[int, int]] | None:
-        """Move the first waiting sequence to the running ones if there are blocks for all its tokens, and one to spare for each of
-        those, so that it is not preempted soon again. Returns the blocks to copy, or None if there is no room."""
+        """Move the first waiting sequence to the running ones, if there are blocks for all its tokens and one to spare
+        for each of those, so that it is not preempted soon. Returns the blocks to copy, or None if there is no room."""
         scored = seq.prompt_logprobs is not None  # its prompt must pass through the model, token by token
         siblings = self._requests[seq.request_id].values()
         donor = next((sibling for sibling in siblings if sibling.block_table and sibling.prompt_computed), None)
@@ -198,7 +203,7 @@ class Scheduler:
         return seq
 
     def _wake(self, sequences: list[Sequence]) -> None:
-        """Queue by age: whoever was preempted, and a request's later choices, come before requests that arrived after them."""
+        """Queue by age: who was preempted, and a request's later choices, come before requests that arrived later."""
         for seq in sequences:
             insort(self._waiting, seq, key=_age)
 
@@ -225,7 +230,7 @@ class Scheduler:
         return SequenceOutput(seq.request_id, seq.choice, [], finish_reason="error", error=message)
 
     def _end(self, seq: Sequence) -> None:
-        """Forget a live sequence, wherever it stands. If it was to compute the prompt for others, the next of them does."""
+        """Forget a live sequence, wherever it stands. If it was to compute the prompt for others, the next one does."""
         del self._live[seq.seq_id]
         choices, asleep = self._requests[seq.request_id], self._asleep.get(seq.request_id, [])
         del choices[seq.choice]

@@ -1,7 +1,8 @@
 """One growing list of tokens that serves one choice of a request, as the scheduler sees it.
 
-`tokens` are the prompt and what was sampled after it; the keys and values of the first `num_computed` of them are in the cache. Prompt
-chunks, prefix hits, forks and recomputation after a preemption all only move `num_computed`: there is no other phase or flag.
+`tokens` are the prompt and what was sampled after it; the keys and values of the first `num_computed` of them are in
+the cache. Prompt chunks, prefix hits, forks and recomputation after a preemption all only move `num_computed`: there
+is no other phase or flag.
 """
 
 from dataclasses import dataclass, field

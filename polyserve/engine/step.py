@@ -1,7 +1,8 @@
-"""A Step is what the scheduler decided; a StepResult is what the runner answered. Both are frozen values of integers and lists.
+"""A Step is what the scheduler decided; a StepResult is what the runner answered. Both are frozen plain values.
 
-A Step carries only what changed, so that it prints, saves, replays in a test, and can be broadcast to ranks; the runner keeps what it
-was told before. It may name a token that is not known yet: the token at a chunk's `start` can be the one the previous step sampled.
+A Step carries only what changed, so that it prints, saves, replays in a test, and can be broadcast to ranks; the
+runner keeps what it was told before. It may name a token that is not known yet: the token at a chunk's `start` can be
+the one the previous step sampled.
 """
 
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from polyserve.sampling_params import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class NewSequence:
-    """A sequence that the runner does not know, or forgot when it was preempted: everything there is to know about it."""
+    """A sequence that the runner does not know, or forgot when it was preempted: all there is to know about it."""
 
     seq_id: int
     tokens: list[int]  # prompt, then what was sampled before a preemption
@@ -35,7 +36,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`released` are forgotten first, then `admitted` are learned, then blocks are copied, then the chunks are computed."""
+    """First `released` are forgotten, then `admitted` are learned, then blocks are copied, then chunks are computed."""
 
     chunks: list[Chunk]
     admitted: list[NewSequence] = field(default_factory=list)

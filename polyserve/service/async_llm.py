@@ -266,6 +266,6 @@ def _joined(parts: list[SequenceOutput]) -> SequenceOutput:
         parts[-1],
         token_ids=[token_id for part in parts for token_id in part.token_ids],
         logprobs=None if parts[0].logprobs is None else [entry for part in parts for entry in part.logprobs or ()],
-        prompt_logprobs=parts[-1].prompt_logprobs,
+        prompt_logprobs=parts[0].prompt_logprobs,
         num_cached_tokens=parts[0].num_cached_tokens,
     )

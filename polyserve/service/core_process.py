@@ -183,10 +183,7 @@ class CoreLoop:
         for front, refusal in refusals:
             messages[front].refusals.append(refusal)
         for output in outputs:
-            live = self._live.get(output.request_id)
-            if live is None or output.choice not in live.choices:
-                continue  # aborted
-            messages[live.front].outputs.append(output)
+            messages[self._live[output.request_id].front].outputs.append(output)
             if output.finish_reason is not None:
                 self._forget(output.request_id, output.choice)
         for front, message in messages.items():

@@ -18,14 +18,14 @@ def test_one_stream():
 
 
 def test_steps_count_only_while_every_stream_generates():
-    early = [1.0, 3.0, 3.1, 3.2]  # 2 s while the other's prompt is computed
-    late = [3.0, 3.1, 3.2, 9.0]  # and alone at the end
+    early = [1.0, 2.0, 3.0, 3.1]  # slow while the other's prompt is computed
+    late = [3.0, 3.1, 6.0, 10.0]  # and slow again, alone
     measured = summary(0.0, [early, late], input_len=8, limit=LIMIT)
     assert measured.median_step_ms == pytest.approx(100)
     assert measured.max_ttft_ms == pytest.approx(3000)
     assert measured.mean_ttft_ms == pytest.approx(2000)
     assert measured.prompt_throughput == pytest.approx(16 / 3)
-    assert measured.output_throughput == pytest.approx(8 / 9)
+    assert measured.output_throughput == pytest.approx(8 / 10)
 
 
 def test_answers_of_one_token_show_no_step():

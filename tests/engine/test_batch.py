@@ -1,12 +1,12 @@
 """The tensors of a step are what its chunks and block tables say."""
 
 import torch
-from support.tiny_decoder import tiny_config
 
 from polyserve.engine.batch import KnownSequence, make_batch
 from polyserve.engine.kv_cache import allocate
 from polyserve.engine.step import Chunk, Step
 from polyserve.sampling_params import SamplingParams
+from support.tiny_decoder import tiny_config
 
 
 def known(tokens, block_table):

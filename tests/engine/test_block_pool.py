@@ -1,6 +1,7 @@
 """Blocks are held, shared, released, taken least recently used first, and found by name until they are taken."""
 
 import pytest
+
 from polyserve.engine.block_pool import BlockPool, OutOfBlocks, digest_of, root_of
 
 ROOT = root_of(b"")

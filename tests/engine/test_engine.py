@@ -4,12 +4,12 @@ import logging
 
 import pytest
 import torch
-from support.engine_runs import make_engine, make_request, run
-from support.tiny_decoder import EOS, MAX_LEN, VOCAB_SIZE, tiny_config, tiny_decoder
 
 from polyserve.errors import InvalidRequest, ModelLoadError
 from polyserve.request import Request
 from polyserve.sampling_params import SamplingParams
+from support.engine_runs import make_engine, make_request, run
+from support.tiny_decoder import EOS, MAX_LEN, VOCAB_SIZE, tiny_config, tiny_decoder
 
 BYTES_PER_BLOCK = 2 * 2 * 16 * 2 * 16 * 4
 
@@ -195,7 +195,10 @@ def test_prompt_log_probabilities_that_are_no_numbers_fail_that_sequence_alone()
     broken = tiny_decoder()
     broken.embedding.weight[13] = torch.nan
     engine = make_engine(broken, max_num_batched_tokens=2)
-    requests = [make_request(name, [first, 5, 6, 7], max_tokens=0, prompt_logprobs=0) for name, first in (("bad", 13), ("good", 12))]
+    requests = [
+        make_request(name, [first, 5, 6, 7], max_tokens=0, prompt_logprobs=0)
+        for name, first in (("bad", 13), ("good", 12))
+    ]
     answers = run(engine, requests)
     assert {key[0]: answer.finish_reason for key, answer in answers.items()} == {"bad": "error", "good": "length"}
 

@@ -1,4 +1,4 @@
-"""top-k, top-p, min-p and typical-p leave what transformers' own filters leave, and the draw has the probabilities they say."""
+"""Filters leave what transformers' own filters leave, and a draw has the probabilities they say."""
 
 import numpy as np
 import pytest

@@ -1,18 +1,19 @@
-"""A token is a pure function of its own request: tokens and bits of log-probabilities do not change with what surrounds it.
+"""A token is a pure function of its own request: tokens and bits of log-probabilities do not change with company.
 
-32 requests of all kinds are answered one after another, each alone in an engine with room to spare and no prefix cache. Then the same
-requests are answered under every circumstance that an engine knows, and the answers must be equal, in fp32 and in bf16. Prompts and
-answers cross the border between two key tiles (128 tokens) and share beginnings.
+32 requests of all kinds are answered one after another, each alone in an engine with room to spare and no prefix
+cache. Then the same requests are answered under every circumstance that an engine knows, and the answers must be
+equal, in fp32 and in bf16. Prompts and answers cross the border between two key tiles (128 tokens) and share
+beginnings.
 """
 
 from functools import cache
 
 import pytest
 import torch
-from support.engine_runs import Answers, make_engine, make_request, run
-from support.tiny_decoder import VOCAB_SIZE, tiny_decoder
 
 from polyserve.request import Request
+from support.engine_runs import Answers, make_engine, make_request, run
+from support.tiny_decoder import VOCAB_SIZE, tiny_decoder
 
 DTYPES = [torch.float32, torch.bfloat16]
 KINDS: list[dict[str, object]] = [

@@ -3,9 +3,9 @@
 import psutil
 import pytest
 import torch
-from support.tiny_decoder import tiny_config
 
 from polyserve.engine.kv_cache import allocate, bytes_per_block, num_blocks_for
+from support.tiny_decoder import tiny_config
 
 GIB = 2**30
 

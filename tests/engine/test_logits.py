@@ -1,4 +1,4 @@
-"""A sequence's edits are what its parameters say of its tokens, whether they grew token by token or were made at once."""
+"""A sequence's edits are what its parameters say of its tokens, grown token by token or made at once."""
 
 import random
 

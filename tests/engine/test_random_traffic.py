@@ -1,15 +1,17 @@
 """Random traffic on the scheduler and the block pool against plain accounting on paper.
 
-In every step the paper engine counts the holders of every block and checks that what is read is what belongs there and that what is
-written is nobody else's. At the end every answer is the one that was known beforehand, and every block is free.
+In every step the paper engine counts the holders of every block and checks that what is read is what belongs there and
+that what is written is nobody else's. At the end every answer is the one that was known beforehand, and every block is
+free.
 """
 
 import random
+from functools import partial
 
 import pytest
-from support.paper_runner import VOCAB_SIZE, PaperEngine, a_request, answer_to
 
 from polyserve.request import Request
+from support.paper_runner import VOCAB_SIZE, PaperEngine, a_request, answer_to
 
 NUM_OPERATIONS = 8_000  # for each of the settings
 
@@ -44,16 +46,16 @@ def test_nothing_leaks_and_nothing_shared_is_written(name):
             live[request.request_id] = requests[request.request_id] = request
             engine.scheduler.add(request)
         elif kind < 0.27 and live:
-            left |= _abort_one(rng, engine, live)
+            _abort_one(rng, engine, live, left)
         elif kind < 0.29 and live:
-            engine.step(meanwhile=lambda: left.update(_abort_one(rng, engine, live)))
+            engine.step(meanwhile=partial(_abort_one, rng, engine, live, left))
         elif kind < 0.30:
             engine.fail_step()
         elif kind < 0.32 and engine.runner.known:
             engine.step(failing=frozenset(rng.choices(list(engine.runner.known), k=2)))
         else:
             engine.step()
-        left |= {key for key, output in engine.last.items() if output.finish_reason == "error"}
+        left.update(key for key, output in engine.last.items() if output.finish_reason == "error")
         live = {key: request for key, request in live.items() if _is_live(engine, request, left)}
     engine.drain()
 
@@ -62,7 +64,10 @@ def test_nothing_leaks_and_nothing_shared_is_written(name):
     assert len(requests) > 500
     for request in requests.values():
         for choice in range(request.params.n):
-            got, known = engine.tokens.get((request.request_id, choice), []), answer_to(request, choice, engine.max_model_len)
+            got, known = (
+                engine.tokens.get((request.request_id, choice), []),
+                answer_to(request, choice, engine.max_model_len),
+            )
             whole = (request.request_id, choice) not in left
             assert got == (known if whole else known[: len(got)])
     if name in ("a pool so small that sequences are preempted", "one slow sequence at a time fits"):
@@ -88,11 +93,11 @@ def _random_request(rng: random.Random, request_id: str, max_model_len: int) -> 
     )
 
 
-def _abort_one(rng: random.Random, engine: PaperEngine, live: dict[str, Request]) -> set[tuple[str, int]]:
+def _abort_one(rng: random.Random, engine: PaperEngine, live: dict[str, Request], left: set[tuple[str, int]]) -> None:
     request = live[rng.choice(list(live))]
     choice = rng.choice([None, *range(request.params.n)])
     engine.scheduler.abort(request.request_id, choice)
-    return {(request.request_id, c) for c in range(request.params.n) if choice in (None, c)}
+    left.update((request.request_id, c) for c in range(request.params.n) if choice in (None, c))
 
 
 def _is_live(engine: PaperEngine, request: Request, left: set[tuple[str, int]]) -> bool:

@@ -89,7 +89,7 @@ def test_with_filters_tokens_are_drawn_from_what_these_leave(params, warper):
 def test_penalties_biases_and_allowed_tokens_change_the_distribution_before_temperature():
     logits = random_logits(1)[0]
     tokens = [3, 3, 4, 5, 5, 5, 6]  # three of the prompt, four of the answer
-    allowed = list(range(0, V, 2)) + [3, 5]
+    allowed = [*range(0, V, 2), 3, 5]
     row = {
         "tokens": tokens, "prompt_len": 3, "temperature": 0.8, "repetition_penalty": 1.5, "frequency_penalty": 0.3,
         "presence_penalty": 0.4, "logit_bias": {5: 3.0, 8: -100.0}, "allowed_token_ids": allowed, "min_tokens": 9,
@@ -123,8 +123,8 @@ def test_choices_positions_and_seeds_draw_independently():
 
 def test_a_rows_token_does_not_depend_on_the_other_rows():
     kinds = [
-        {"temperature": 0.0}, {}, {"temperature": 0.6}, {"top_p": 0.9}, {"top_k": 7}, {"typical_p": 0.9}, {"min_p": 0.2},
-        {"logprobs": 5}, {"logit_bias": {1: 9.0}}, {"allowed_token_ids": [5, 6, 7]}, {"top_k": 200, "top_p": 0.99},
+        {"temperature": 0.0}, {}, {"temperature": 0.6}, {"top_p": 0.9}, {"top_k": 7}, {"typical_p": 0.9},
+        {"min_p": 0.2}, {"logprobs": 5}, {"logit_bias": {1: 9.0}}, {"allowed_token_ids": [5, 6, 7]}, {"top_k": 200, "top_p": 0.99},
     ]  # fmt: skip
     rows = [make_row(seed=seed, **kind) for seed, kind in enumerate(kinds * 5)]
     logits = random_logits(len(rows))

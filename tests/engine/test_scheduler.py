@@ -1,6 +1,7 @@
 """What the scheduler gives each step, and what becomes of sequences. Blocks have 4 tokens."""
 
 import pytest
+
 from support.paper_runner import EOS, PaperEngine, a_request, answer_to, next_token
 
 

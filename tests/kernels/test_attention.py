@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from support.paged import empty_pages, write
-from support.plain_attention import plain_attention
-from support.tolerance import assert_as_good_as_torch
 from torch import Tensor
 
 from polyserve_kernels import ops
 from polyserve_kernels.reference import attention as reference
+from support.paged import empty_pages, write
+from support.plain_attention import plain_attention
+from support.tolerance import assert_as_good_as_torch
 
 LENS = [5, 0, 127, 128, 129, 300, 1]
 OPTIONS = {
@@ -64,7 +64,9 @@ def test_packed_sequences_are_as_exact_as_torch(option, dtype):
     assert_as_good_as_torch(ops.attention_varlen(q, k, v, bounds(LENS), scale=0.2, **option), eager, exact)
 
 
-@pytest.mark.parametrize(("query_heads", "kv_heads", "size"), [(1, 1, 64), (4, 4, 80), (20, 1, 32), (8, 1, 256), (9, 3, 5)])
+@pytest.mark.parametrize(
+    ("query_heads", "kv_heads", "size"), [(1, 1, 64), (4, 4, 80), (20, 1, 32), (8, 1, 256), (9, 3, 5)]
+)
 def test_any_grouping_and_any_head_size_is_as_exact_as_torch(query_heads, kv_heads, size, dtype):
     lens = [3, 150, 40]
     q, k, v = heads(sum(lens), query_heads, kv_heads, size, dtype)

@@ -4,16 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.tolerance import assert_as_good_as_torch
 from torch import Tensor
 
 from polyserve_kernels import ops
 from polyserve_kernels.types import HeadTopK, LogitEdits
+from support.tolerance import assert_as_good_as_torch
 
-VOCAB = 20_001  # three tiles of the reference, the last one not full
+VOCAB = 17_001  # three tiles of the reference, the last one not full
 
 
-def head(num_rows: int = 6, vocab: int = VOCAB, channels: int = 24, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def head(
+    num_rows: int = 6, vocab: int = VOCAB, channels: int = 24, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     return torch.randn(num_rows, channels).to(dtype), torch.randn(vocab, channels).to(dtype)
 
 
@@ -97,7 +99,7 @@ def test_the_best_k_and_the_sums_are_those_of_the_full_logits(k, edited):
 @pytest.mark.parametrize("k", [1, 3, 40])
 def test_among_equal_values_the_smaller_id_is_better_across_tiles_and_at_the_border(k):
     weight = torch.zeros(VOCAB, 1)
-    winners = torch.tensor([4, 8191, 8192, 8200, 16383, 16384, 20_000])
+    winners = torch.tensor([4, 8191, 8192, 8200, 16383, 16384, 17_000])
     weight[winners] = 1.0
     ours = ops.head_topk(torch.ones(2, 1), weight, k=k, num_top=k)
     losers = torch.tensor([i for i in range(60) if i not in winners])
@@ -172,9 +174,9 @@ def test_256_000_tokens_and_few_rows_are_fine():
 
 @pytest.mark.parametrize("edited", [False, True])
 def test_draws_follow_the_distribution_over_all_tiles(edited):
-    num_rows, rounds, num_bins = 512, 20, 50
+    num_rows, rounds, num_bins = 256, 16, 40
     hidden, weight = head(1, channels=4)
-    hidden, temperature = hidden.expand(num_rows, 4), torch.full((num_rows,), 0.7)
+    hidden, temperature = hidden.expand(num_rows, 4), torch.full((num_rows,), 2.5)
     edits = edits_of(1, VOCAB) if edited else None
     _, values = ops.head_logits(hidden[:1], weight, edits=edits, temperature=temperature[:1])
     if edits is not None:
@@ -198,7 +200,7 @@ def test_draws_follow_the_distribution_over_all_tiles(edited):
         drawn = ops.head_topk(hidden, weight, k=1, edits=edits, temperature=temperature, uniforms=uniforms).drawn_ids
         assert (probabilities[drawn] > 0).all()
         counts += torch.bincount(bins[drawn], minlength=num_bins)
-    assert ((counts - expected) ** 2 / expected).sum().item() < 85.4  # 99.9 % point at 49 degrees of freedom
+    assert ((counts - expected) ** 2 / expected).sum().item() < 72.1  # 99.9 % point at 39 degrees of freedom
 
 
 def test_nothing_is_drawn_where_nothing_is_allowed():
@@ -217,7 +219,7 @@ def fields(result: HeadTopK) -> list[Tensor]:
 
 
 def test_a_row_has_the_same_bits_in_any_company(dtype, threads):
-    num_rows = 40
+    num_rows = 24
     hidden, weight = head(num_rows, channels=72, dtype=dtype)
     edits, temperature = edits_of(num_rows, VOCAB), torch.rand(num_rows) + 0.2
     uniforms, targets = uniforms_of(num_rows, channels=72), torch.randint(VOCAB, (num_rows,))
@@ -225,7 +227,7 @@ def test_a_row_has_the_same_bits_in_any_company(dtype, threads):
         hidden, weight, k=20, edits=edits, temperature=temperature, uniforms=uniforms, num_top=5, soft_cap=20.0
     )
     scored = ops.token_logprobs(hidden, weight, targets, num_top=5, soft_cap=20.0)
-    for start, end in ((0, 1), (7, 8), (3, 20), (39, 40), (1, 40)):
+    for start, end in ((0, 1), (3, 20), (23, 24)):
         inside = (edits.rows >= start) & (edits.rows < end)
         part = LogitEdits(
             rows=edits.rows[inside] - start,

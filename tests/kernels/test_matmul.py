@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from support.tolerance import assert_as_good_as_torch
 from torch.nn.functional import linear
 
 from polyserve_kernels import ops
 from polyserve_kernels.reference import matmul as reference
+from support.tolerance import assert_as_good_as_torch
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 15, 16, 17, 33, 64, 131])

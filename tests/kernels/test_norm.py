@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from support.tolerance import assert_as_good_as_torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from polyserve_kernels import ops
+from support.tolerance import assert_as_good_as_torch
 
 EPS = 1e-5
 

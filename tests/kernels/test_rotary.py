@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from support.tolerance import assert_as_good_as_torch
 from torch import Tensor
 
 from polyserve_kernels import ops
+from support.tolerance import assert_as_good_as_torch
 
 
 def plain_rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:

@@ -71,6 +71,8 @@ def test_a_damaged_checkpoint_ends_the_start_with_one_clear_line(tmp_path: Path)
 @pytest.mark.model_package
 def test_smollm2_streams_the_capital_of_france(smollm2_file: Path) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=3)
-    (deltas,) = asyncio.run(served(EngineConfig(model=str(smollm2_file), threads=1), ["The capital of France is"], [params]))
+    (deltas,) = asyncio.run(
+        served(EngineConfig(model=str(smollm2_file), threads=1), ["The capital of France is"], [params])
+    )
     assert len(deltas) == 3
     assert "".join(delta.text for delta in deltas) == " Paris.\n"

@@ -1,8 +1,8 @@
-"""A runner without a model: it keeps on paper what each slot of the KV cache stores, and stops at the first thing that is wrong.
+"""A runner without a model: it keeps on paper what each slot of the KV cache stores, and stops at the first error.
 
-What a slot should store for the token at position p is a number that stands for tokens 0 to p; `ABSENT` is what a slot stores before
-anything is written. The next token is a pure function of the tokens before it, the seed and the choice, so the whole answer to a request
-is known beforehand (`answer_to`), whatever traffic surrounds it.
+What a slot should store for the token at position p is a number that stands for tokens 0 to p; `ABSENT` is what a
+slot stores before anything is written. The next token is a pure function of the tokens before it, the seed and the
+choice, so the whole answer to a request is known beforehand (`answer_to`), whatever traffic surrounds it.
 """
 
 from collections import Counter
@@ -119,7 +119,7 @@ class PaperRunner:
 
 
 class PaperEngine:
-    """The real scheduler and block manager with a paper runner, and everything that was put out, by (request id, choice)."""
+    """The real scheduler and block manager with a paper runner, and what was put out, by (request id, choice)."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class PaperEngine:
         return step
 
     def begin(self) -> Step:
-        """Schedule a step, tell the runner, and count: a block's holders are those sequences that have it in their table."""
+        """Schedule a step, tell the runner, and count: a block's holders are the sequences that have it."""
         step = self.scheduler.schedule()
         self.runner.learn(step)
         pool, held = self.blocks.pool, self.runner.num_holders

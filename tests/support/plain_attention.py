@@ -1,4 +1,4 @@
-"""Attention as its formula says, sequence by sequence, in the dtype of its inputs: eager torch, and in float64 the truth.
+"""Attention as its formula says, sequence by sequence, in its inputs' dtype: eager torch, and in float64 the truth.
 
 q [T, Hq, D]   k, v [T, Hkv, D]   lens: tokens of each sequence
 """

@@ -1,7 +1,7 @@
 """A small random decoder in memory, for tests of what surrounds a model: no checkpoint, no tokenizer, no other library.
 
-Llama's shape: 2 layers, 4 query heads that share 2 key/value heads of size 16, rotary positions, 300 tokens of vocabulary. Its logits
-have a standard deviation of about 2, so answers vary with everything they should depend on.
+Llama's shape: 2 layers, 4 query heads that share 2 key/value heads of size 16, rotary positions, 300 tokens of
+vocabulary. Its logits have a standard deviation of about 2, so answers vary with everything they should depend on.
 """
 
 import torch

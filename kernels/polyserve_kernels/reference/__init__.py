@@ -1,2 +1,1 @@
-"""What each operation means, in plain torch. Every other backend is checked against these files and has the same file
-names."""
+"""What each operation means, in plain torch. Other backends are checked against it and have the same file names."""

@@ -107,30 +107,27 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scoring: _Scoring) -> T
 def _attend_batch(q_rows: Tensor, k_rows: Tensor, v_rows: Tensor, batch: Batch, scoring: _Scoring) -> Tensor:
     """Results of a batch's rows, [B * Hkv * R, D] float32."""
     num_spans, kv_heads, num_rows = batch.query_rows.shape
-    q = (
-        q_rows.index_select(0, batch.query_rows.view(-1)).float().view(num_spans * kv_heads, num_rows, -1)
-        * scoring.scale
-    )
+    q = q_rows.index_select(0, batch.query_rows.view(-1)).float().view(num_spans * kv_heads, num_rows, -1)
     slopes = None
     if scoring.alibi_slopes is not None:
         slopes = scoring.alibi_slopes[batch.query_rows % len(scoring.alibi_slopes)][..., None]  # [B, Hkv, R, 1]
     state: State | None = None
     for step in batch.steps:
-        k, v = (
-            rows.index_select(0, step.key_rows).float().view(-1, KEY_TILE, rows.shape[1]) for rows in (k_rows, v_rows)
-        )
-        scores = _scores(q[: len(k)], k, batch, step, slopes, scoring.soft_cap)
+        k, v = (x.index_select(0, step.key_rows).float().view(-1, KEY_TILE, x.shape[1]) for x in (k_rows, v_rows))
+        scores = _product(q[: len(k)], k.transpose(1, 2)) * scoring.scale
+        if scoring.soft_cap is not None:
+            scores = scoring.soft_cap * torch.tanh(scores / scoring.soft_cap)
+        scores = _by_position(scores, batch, step, slopes)
         state = _fold(state, _partial(scores, v))
     assert state is not None
     _, total, o = state
     return (o / total + 0.0).flatten(0, 1)  # + 0: zeros have one sign, whichever tiles a row passed through
 
 
-def _scores(q: Tensor, k: Tensor, batch: Batch, step: Step, slopes: Tensor | None, soft_cap: float | None) -> Tensor:
-    """q [P, R, D] against one key tile k [P, KEY_TILE, D]: [P, R, KEY_TILE], -inf where a row does not see a key."""
-    scores = _product(q, k.transpose(1, 2))
-    if soft_cap is not None:
-        scores = soft_cap * torch.tanh(scores / soft_cap)
+def _by_position(scores: Tensor, batch: Batch, step: Step, slopes: Tensor | None) -> Tensor:
+    """scores [P, R, KEY_TILE] with ALiBi added, and -inf where a row does not see a key."""
+    if slopes is None and step.hidden is None:
+        return scores
     by_span = scores.view(step.num_spans, -1, *scores.shape[1:])  # [A, Hkv, R, KEY_TILE]
     if slopes is not None:
         distance = (step.positions - batch.positions[: step.num_spans]).float()  # [A, R, KEY_TILE]
@@ -142,7 +139,7 @@ def _scores(q: Tensor, k: Tensor, batch: Batch, step: Step, slopes: Tensor | Non
 
 def _partial(scores: Tensor, v: Tensor) -> State:
     """The state over one tile's keys. scores [P, R, KEY_TILE]; v [P, KEY_TILE, D]."""
-    m = scores.amax(-1, keepdim=True).clamp(min=_LOWEST)
+    m = scores.detach().amax(-1, keepdim=True).clamp(min=_LOWEST)  # only a shift: no gradient passes through it
     p = torch.exp(scores - m)
     return m, p.sum(-1, keepdim=True), _product(p, v)
 
@@ -173,7 +170,12 @@ def _product_in_tiles(a: Tensor, b: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=4096)
-def _same_bits(num_rows: int, inner: int, columns: int, threads: int) -> bool:
+def _same_bits(
+    num_rows: int,
+    inner: int,
+    columns: int,
+    threads: int,  # noqa: ARG001  (part of the cache's key: a product may be cut differently)
+) -> bool:
     """Whether products of this many rows give the same bits as products of ROW_TILE rows: tried on random numbers."""
     numbers = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, num_rows, inner, generator=numbers), torch.randn(2, inner, columns, generator=numbers)

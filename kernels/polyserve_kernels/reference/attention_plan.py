@@ -6,8 +6,7 @@ Batch    spans with equally many rows, those with most key tiles first: at each 
          ones are a prefix.
 Row      one query of one head. The G query heads that share a key head are rows of one product; spare rows, up to a
          multiple of ROW_TILE, repeat the last one.
-Plans are pure functions of numbers (lengths and block tables, by value); the last four are kept, because every layer
-asks with the same.
+Plan     a pure function of numbers, lengths and block tables by value. The last four are kept: layers ask for the same.
 Shapes   B spans   A active spans   R rows of a span   G = Hq / Hkv
 """
 
@@ -57,8 +56,8 @@ class Batch:
 @dataclass(frozen=True, slots=True)
 class Plan:
     batches: tuple[Batch, ...]
-    result_rows: Tensor  # [T * Hq] int64: where each row's result lies among the batches' rows; after the last one: it sees no key
-    complete: bool  # every row sees a key, and there is a row
+    result_rows: Tensor  # [T * Hq] int64, among the batches' rows; the one after their last for rows that see no key
+    complete: bool  # all rows see a key, and there is a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +98,10 @@ def plan_paged(
         for span in _spans(s, bounds[s], length - (bounds[s + 1] - bounds[s]), bounds[s + 1] - bounds[s])
     ]
     with torch.inference_mode(False):
-        blocks = (
-            torch.frombuffer(bytearray(tables), dtype=torch.int32).view(len(lens), -1).long().to(device)
-            if tables
-            else None
-        )
+        blocks = torch.frombuffer(bytearray(tables), dtype=torch.int32) if tables else torch.empty(0)
+        blocks = blocks.view(len(lens), len(blocks) // max(1, len(lens))).long().to(device)  # [S, max_blocks]
 
         def locate(sequences: Tensor, positions: Tensor) -> Tensor:
-            assert blocks is not None
             return blocks[sequences, positions // block_size] * block_size + positions % block_size
 
         return _plan(spans, bounds[-1], locate, heads, device)
@@ -122,9 +117,8 @@ def _spans(sequence: int, start: int, position: int, num_tokens: int) -> Iterato
 
 def _plan(spans: list[_Span], num_tokens: int, locate: Locate, heads: Heads, device: torch.device) -> Plan:
     batches = tuple(_batch(batch, locate, heads, device) for batch in _batches(spans, heads))
-    computed = torch.cat(
-        [torch.empty(0, dtype=torch.int64, device=device)] + [batch.query_rows.flatten() for batch in batches]
-    )
+    no_rows = torch.empty(0, dtype=torch.int64, device=device)
+    computed = torch.cat([no_rows, *(batch.query_rows.flatten() for batch in batches)])
     result_rows = torch.full((num_tokens * heads.group * heads.num_kv,), len(computed), device=device)
     result_rows[computed] = torch.arange(len(computed), device=device)
     return Plan(batches, result_rows, complete=bool(batches) and not bool((result_rows == len(computed)).any()))
@@ -135,11 +129,9 @@ def _batches(spans: list[_Span], heads: Heads) -> Iterator[list[_Span]]:
     batch: list[_Span] = []
     for span in sorted(spans, key=lambda span: (span.num_rows(heads), -span.num_tiles(heads))):
         num_products = (len(batch) + 1) * heads.num_kv
-        fits = (
-            num_products * span.num_rows(heads) * KEY_TILE <= _MAX_SCORES
-            and num_products * KEY_TILE * heads.size <= _MAX_KEY_ELEMENTS
-        )
-        if batch and not (fits and batch[0].num_rows(heads) == span.num_rows(heads)):
+        scores_fit = num_products * span.num_rows(heads) * KEY_TILE <= _MAX_SCORES
+        keys_fit = num_products * KEY_TILE * heads.size <= _MAX_KEY_ELEMENTS
+        if batch and not (scores_fit and keys_fit and batch[0].num_rows(heads) == span.num_rows(heads)):
             yield batch
             batch = []
         batch.append(span)
@@ -149,9 +141,7 @@ def _batches(spans: list[_Span], heads: Heads) -> Iterator[list[_Span]]:
 
 def _batch(spans: list[_Span], locate: Locate, heads: Heads, device: torch.device) -> Batch:
     last = torch.tensor([[span.num_tokens * heads.group - 1] for span in spans], device=device)
-    rows = torch.minimum(
-        torch.arange(spans[0].num_rows(heads), device=device), last
-    )  # [B, R]: token * G + member of the group
+    rows = torch.minimum(torch.arange(spans[0].num_rows(heads), device=device), last)  # [B, R]
     tokens, members = rows // heads.group, rows % heads.group
     starts = torch.tensor([[span.start] for span in spans], device=device)
     kv_heads = torch.arange(heads.num_kv, device=device)[:, None]  # [Hkv, 1]
@@ -174,9 +164,7 @@ def _step(spans: list[_Span], number: int, positions: Tensor, locate: Locate, he
     hidden = distance > 0
     if heads.window is not None:
         hidden |= distance <= -heads.window
-    in_reach = torch.minimum(
-        key_positions, positions[:, -1]
-    )  # later keys may be unwritten: the last one is read in their place
+    in_reach = torch.minimum(key_positions, positions[:, -1])  # later keys may be unwritten: the last is read instead
     sequences = torch.tensor([[span.sequence] for span in spans], device=device)
     kv_heads = torch.arange(heads.num_kv, device=device)[:, None]
     key_rows = locate(sequences, in_reach)[:, None] * heads.num_kv + kv_heads  # [A, Hkv, KEY_TILE]

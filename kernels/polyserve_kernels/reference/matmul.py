@@ -18,9 +18,7 @@ from torch import Tensor
 
 ROWS = 16
 _WIDE = (4 * ROWS, 2 * ROWS)
-_TILE_ELEMENTS = (
-    2**20
-)  # of one weight tile, 4 MiB of float32 at most: it stays in the cache while the chunks pass over it
+_TILE_ELEMENTS = 2**20  # at most: 4 MiB of float32 stay in the cache while the chunks pass over them
 _MAX_TILE_ROWS = 8192
 
 
@@ -59,17 +57,14 @@ def fill_up(x: Tensor) -> Tensor:
 def tile_product(tile: Tensor, rows: Tensor) -> Tensor:
     """tile [n, K] x rows^T [K, P], in chunks of rows. Returns [n, P]."""
     sizes = _chunk_sizes(len(rows), _same_bits(*tile.shape, torch.get_num_threads()))
-    if len(sizes) == 1:
+    if len(sizes) <= 1:
         return torch.mm(tile, rows.t())
-    return (
-        torch.cat([torch.mm(tile, chunk.t()) for chunk in rows.split(sizes)], dim=1)
-        if sizes
-        else tile.new_zeros(len(tile), 0)
-    )
+    return torch.cat([torch.mm(tile, chunk.t()) for chunk in torch.split(rows, sizes)], dim=1)
 
 
 @lru_cache(maxsize=4096)
 def _chunk_sizes(num_rows: int, wide: tuple[int, ...]) -> list[int]:
+    """Sizes of chunks that make up a multiple of ROWS, the wide ones first."""
     sizes = []
     for size in (*wide, ROWS):
         sizes += [size] * (num_rows // size)
@@ -78,10 +73,14 @@ def _chunk_sizes(num_rows: int, wide: tuple[int, ...]) -> list[int]:
 
 
 @lru_cache(maxsize=4096)
-def _same_bits(tile_rows: int, channels: int, threads: int) -> tuple[int, ...]:
+def _same_bits(
+    tile_rows: int,
+    channels: int,
+    threads: int,  # noqa: ARG001  (part of the cache's key: a product may be cut differently)
+) -> tuple[int, ...]:
     """The wide chunk sizes that gave the same bits as plain ones when tried on random numbers of this shape."""
     numbers = torch.Generator().manual_seed(0)
     tile = torch.randn(tile_rows, channels, generator=numbers)
     rows = torch.randn(_WIDE[0], channels, generator=numbers)
-    plain = torch.cat([torch.mm(tile, chunk.t()) for chunk in rows.split(ROWS)], dim=1)
+    plain = torch.cat([torch.mm(tile, chunk.t()) for chunk in torch.split(rows, ROWS)], dim=1)
     return tuple(size for size in _WIDE if torch.equal(torch.mm(tile, rows[:size].t()), plain[:, :size]))

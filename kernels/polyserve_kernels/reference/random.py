@@ -1,9 +1,7 @@
 """Counter-based random numbers: Philox4x32-10 in 64-bit integers, all rows at once.
 
-Block b of a row is philox(counter = (b, choice, position, purpose), key = (low, high half of the seed)) and gives four
-32-bit words.
-Round    (c0, c1, c2, c3) -> (high(M1 c2) ^ c1 ^ k0, low(M1 c2), high(M0 c0) ^ c3 ^ k1, low(M0 c0)), then (k0, k1) grows
-         by (W0, W1)
+Block    number b of a row gives four 32-bit words: counter (b, choice, position, purpose), key (low, high half of seed)
+Round    c0, c1, c2, c3 = high(M1 c2) ^ c1 ^ k0, low(M1 c2), high(M0 c0) ^ c3 ^ k1, low(M0 c0);  k0, k1 += W0, W1
 Uniform  the upper 23 bits of a word, n: (2n + 1) / 2**24, which float32 holds exactly
 Source   Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (2011)
 Shapes   S rows
@@ -46,8 +44,7 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
 
 
 def _multiply(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of the product of 32-bit numbers: in halves of b, because an int64 product would reach the
-    sign."""
+    """High and low 32 bits of a product of 32-bit numbers; b in halves, because int64 has a sign to stay clear of."""
     lower = a * (b & _LOW_16)  # below 2**48
     upper = a * (b >> 16) + (lower >> 16)  # below 2**49
     return upper >> 16, ((upper & _LOW_16) << 16) | (lower & _LOW_16)

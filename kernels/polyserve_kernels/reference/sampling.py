@@ -1,7 +1,6 @@
 """What sampling needs of the head: hidden states times the vocabulary, a tile of VOCAB_TILE ids at a time.
 
-Logits   tiles of the vocabulary are whole weight tiles of `matmul`, so that a logit has one value wherever it is
-         computed.
+Logits   a tile is a whole number of weight tiles of `matmul`: a logit has the same bits wherever it is computed.
 Edits    (logit > 0 ? logit / repetition : logit * repetition) + bias, -inf where not allowed, then / temperature
 Draw     tiles race with -log(-log(u0)) + log-sum-exp of the tile: each wins with its share of the total. Inside the
          winner u1 draws by inverse CDF. Whatever the order of tiles, it is one exact draw.
@@ -82,8 +81,7 @@ def logit_tiles(hidden: Tensor, weight: Tensor, soft_cap: float | None) -> Itera
 
 
 class _Editor:
-    """Edits and temperature, applied a tile at a time. Sparse entries are in ascending order of id, so that a tile's
-    are one slice."""
+    """Edits and temperature, applied a tile at a time. Entries are put in order of id: a tile's are one slice."""
 
     def __init__(self, edits: LogitEdits | None, temperature: Tensor | None) -> None:
         self.idle = edits is None and temperature is None
@@ -107,9 +105,8 @@ class _Editor:
         start, end = torch.searchsorted(self._ids, limits).tolist()
         place = (self._rows[start:end], self._ids[start:end] - first)
         logits, repetition = raw[place], self._repetition[start:end]
-        return raw.index_put(
-            place, torch.where(logits > 0, logits / repetition, logits * repetition) + self._bias[start:end]
-        )
+        changed = torch.where(logits > 0, logits / repetition, logits * repetition) + self._bias[start:end]
+        return raw.index_put(place, changed)
 
 
 def _unpack(mask: Tensor, first: int, count: int) -> Tensor:
@@ -120,8 +117,7 @@ def _unpack(mask: Tensor, first: int, count: int) -> Tensor:
 
 
 class _Draw:
-    """The leader so far of each row's race of tiles, and the id drawn inside it. In float64, where sums of a tile lose
-    nothing of u1."""
+    """The leader so far of each row's race of tiles, and the id drawn inside it. Sums are float64: u1 counts fully."""
 
     def __init__(self, uniforms: Tensor) -> None:
         self._noise = -torch.log(-torch.log(uniforms[..., 0].double()))  # [S, tiles]

@@ -1,8 +1,7 @@
 """Folds over tiles of the vocabulary: the log-sum-exp and the best K of each row, without ever holding the row.
 
 Log-sum-exp   each tile gives (maximum, sum of exponentials), folded in the order the tiles come
-Best K        the survivors of each tile against those so far; among equal values the smaller id is better, at the
-              border of K as well
+Best K        the best of each tile against those so far; among equals the smaller id, at the border of K as well
 Shapes        S rows   n ids of a tile   K candidates
 """
 
@@ -13,6 +12,8 @@ _LOWEST = torch.finfo(torch.float32).min  # in place of -inf, so that a differen
 
 
 class LogSumExp:
+    """The log-sum-exp of each row over the tiles so far."""
+
     def __init__(self, rows: Tensor) -> None:
         self._m = torch.full((len(rows),), _LOWEST, device=rows.device)
         self._total = torch.zeros(len(rows), device=rows.device)
@@ -67,9 +68,7 @@ def _best_places(values: Tensor, k: int) -> Tensor:
         return values.argmax(dim=1, keepdim=True)  # the first of the largest
     largest, places = values.topk(k + 1, dim=1)
     places = places[:, :k].sort(dim=1).values
-    tied = (
-        (largest[:, k - 1] == largest[:, k]).nonzero().squeeze(1)
-    )  # topk took any of those equal to the last that has room
+    tied = (largest[:, k - 1] == largest[:, k]).nonzero().squeeze(1)  # of equals at the border topk takes any
     if len(tied):
         places[tied] = _first_places(values[tied], largest[tied, k - 1, None], k)
     return places

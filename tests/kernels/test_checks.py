@@ -1,0 +1,117 @@
+"""Arguments that an operation cannot take are refused, with what was wanted and what came."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from polyserve_kernels import ops
+from polyserve_kernels.types import LogitEdits
+
+X = torch.zeros(4, 8)
+CACHE = torch.zeros(3, 16, 2, 8)
+Q, K = torch.zeros(4, 6, 8), torch.zeros(4, 2, 8)
+ANGLES = torch.zeros(4, 4)
+SLOTS = torch.zeros(4, dtype=torch.int64)
+TABLES, LENS = torch.zeros(4, 2, dtype=torch.int32), torch.ones(4, dtype=torch.int32)
+BOUNDS = torch.tensor([0, 4], dtype=torch.int32)
+
+
+def edits(**changes: Tensor) -> LogitEdits:
+    entries = torch.zeros(1, dtype=torch.int64)
+    values = {"rows": entries, "ids": entries, "repetition": torch.ones(1), "bias": torch.zeros(1)}
+    return LogitEdits(**{**values, **changes})
+
+
+def attend(**options: object) -> Tensor:
+    return ops.attention_varlen(Q, K, K, BOUNDS, scale=1.0, **options)  # type: ignore[arg-type]
+
+
+REFUSED: list[tuple[Callable[[], object], str]] = [
+    (lambda: ops.matmul(X, torch.zeros(5, 9)), "w must have shape [N, 8], got [5, 9]"),
+    (lambda: ops.matmul(X[0], X), "x must have shape [T, K], got [8]"),
+    (lambda: ops.matmul(X, X.bfloat16()), "w must be float32, got bfloat16"),
+    (lambda: ops.matmul(X.double(), X.double()), "x must be float32 or bfloat16 or float16, got float64"),
+    (lambda: ops.matmul(X, X, torch.zeros(5)), "bias must have shape [4], got [5]"),
+    (lambda: ops.matmul(X, X, torch.zeros(4).half()), "bias must be float32, got float16"),
+    (lambda: ops.matmul(X, X, out_dtype=torch.int8), "out_dtype must be float32 or bfloat16 or float16, got int8"),
+    (lambda: ops.matmul(X, X.to("meta")), "x, w must be on one device, got cpu, meta"),
+    (lambda: ops.rms_norm(X, X[0, :7], eps=1e-5), "weight must have shape [8], got [7]"),
+    (lambda: ops.rms_norm(X, X[0], eps=0.0), "eps must be more than 0, got 0.0"),
+    (lambda: ops.rms_norm(X, X[0], eps=1e-5, residual=X.half()), "residual must be float32, got float16"),
+    (lambda: ops.rms_norm(X[0, 0], X[0], eps=1e-5), "x must have shape [..., C], got []"),
+    (lambda: ops.layer_norm(X, X[0], X[0].half(), eps=1e-5), "bias must be float32, got float16"),
+    (lambda: ops.layer_norm(X, X[0], X[0], eps=1e-5, residual=X[:2]), "residual must have shape [4, 8], got [2, 8]"),
+    (lambda: ops.bias_gelu(X, X[0, :3]), "bias must have shape [8], got [3]"),
+    (lambda: ops.gated_silu(X[:, :3]), "x must have an even number of columns, gate and up, got 3"),
+    (lambda: ops.gated_gelu(X.int()), "x must be float32 or bfloat16 or float16, got int32"),
+    (lambda: ops.rotary(Q, K, torch.zeros(4, 5), torch.zeros(4, 5)), "cos must have at most D / 2 = 4 columns, got 5"),
+    (lambda: ops.rotary(Q, K, ANGLES, ANGLES[:, :2]), "sin must have shape [4, 4], got [4, 2]"),
+    (lambda: ops.rotary(Q, K[:3], ANGLES, ANGLES), "k must have shape [4, Hkv, 8], got [3, 2, 8]"),
+    (lambda: ops.rotary(Q[:, :5], K, ANGLES, ANGLES), "Hkv must divide Hq, got Hq 5 and Hkv 2"),
+    (
+        lambda: ops.rotary_write_kv(Q, K, K, ANGLES, None, CACHE, CACHE, SLOTS),
+        "cos and sin must be given together, got one of them",
+    ),
+    (
+        lambda: ops.rotary_write_kv(Q, K, K, None, None, CACHE, CACHE, SLOTS.int()),
+        "slot_mapping must be int64, got int32",
+    ),
+    (
+        lambda: ops.rotary_write_kv(Q, K, K, None, None, CACHE[..., :4], CACHE, SLOTS),
+        "k_cache must have shape [num_blocks, block_size, 2, 8], got [3, 16, 2, 4]",
+    ),
+    (
+        lambda: ops.copy_blocks(CACHE, CACHE.transpose(0, 1).contiguous().transpose(0, 1), TABLES.long()),
+        "v_cache must be contiguous, got strides [16, 48, 8, 1] for shape [3, 16, 2, 8]",
+    ),
+    (lambda: ops.copy_blocks(CACHE, CACHE, TABLES), "pairs must be int64, got int32"),
+    (
+        lambda: ops.copy_blocks(CACHE[:, :12].clone(), CACHE[:, :12].clone(), TABLES),
+        "block_size must divide 128, got 12",
+    ),
+    (lambda: ops.attention_varlen(Q, K, K, BOUNDS.long(), scale=1.0), "cu_seqlens must be int32, got int64"),
+    (lambda: attend(window=0), "window must be more than 0, got 0"),
+    (lambda: attend(soft_cap=-1.0), "soft_cap must be more than 0, got -1.0"),
+    (lambda: attend(alibi_slopes=torch.zeros(2)), "alibi_slopes must have shape [6], got [2]"),
+    (
+        lambda: ops.paged_decode(Q, CACHE, CACHE, TABLES[:3], LENS, scale=1.0),
+        "seq_lens must have shape [3], got [4]",
+    ),
+    (
+        lambda: ops.paged_decode(Q[:2], CACHE, CACHE, TABLES, LENS, scale=1.0),
+        "q must have shape [4, Hq, D], got [2, 6, 8]",
+    ),
+    (
+        lambda: ops.paged_prefill(Q, CACHE, CACHE, TABLES, LENS, BOUNDS, scale=1.0),
+        "cu_seqlens_q must have shape [5], got [2]",
+    ),
+    (lambda: ops.head_topk(X, X, k=0), "k must be 1 to 4 (the vocabulary), got 0"),
+    (lambda: ops.head_topk(X, X, k=5), "k must be 1 to 4 (the vocabulary), got 5"),
+    (lambda: ops.head_topk(X, X, k=1, num_top=9), "num_top must be 0 to 4 (the vocabulary), got 9"),
+    (
+        lambda: ops.head_topk(X, X, k=1, uniforms=torch.ones(4, 2, 2)),
+        "uniforms must have shape [4, 1, 2], got [4, 2, 2]",
+    ),
+    (lambda: ops.head_topk(X, X, k=1, temperature=torch.ones(3)), "temperature must have shape [4], got [3]"),
+    (
+        lambda: ops.head_logits(X, X, edits=edits(ids=torch.zeros(2, dtype=torch.int64))),
+        "edits.ids must have shape [1], got [2]",
+    ),
+    (lambda: ops.head_logits(X, X, edits=edits(bias=SLOTS[:1])), "edits.bias must be float32, got int64"),
+    (
+        lambda: ops.head_logits(X, X, edits=edits(allowed=torch.zeros(4, 2, dtype=torch.int32))),
+        "edits.allowed must have shape [4, 1], got [4, 2]",
+    ),
+    (lambda: ops.token_logprobs(X, X, SLOTS.int()), "targets must be int64, got int32"),
+    (lambda: ops.random_uniform(SLOTS, SLOTS[:2], SLOTS, 0, 1), "choices must have shape [4], got [2]"),
+    (lambda: ops.random_uniform(SLOTS, SLOTS, SLOTS, -1, 1), "purpose must be 0 to 2**32 - 1, got -1"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_it_is_refused_with_what_was_wanted_and_what_came(call, message):
+    with pytest.raises(ValueError) as refusal:  # noqa: PT011  (the whole message is compared)
+        call()
+    assert str(refusal.value) == message

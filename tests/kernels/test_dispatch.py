@@ -1,0 +1,66 @@
+"""Which backend answers, and what the numerics id says."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from polyserve_kernels import dispatch
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _no_choice_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("POLYSERVE_BACKEND", raising=False)
+    monkeypatch.setattr(dispatch, "_logged", set())
+    with dispatch.use_backend(None):
+        yield
+
+
+def test_a_cpu_falls_back_to_the_reference_and_says_so_once(caplog):
+    with caplog.at_level(logging.INFO, logger="polyserve.kernels"):
+        for _ in range(3):
+            with dispatch.use_backend(None):
+                assert dispatch.backend_name(CPU) == "reference"
+    assert [record.message for record in caplog.records] == ["no cpu kernels for cpu: reference answers"]
+
+
+def test_a_named_backend_answers_without_a_word(caplog):
+    with caplog.at_level(logging.INFO, logger="polyserve.kernels"), dispatch.use_backend("reference"):
+        assert dispatch.backend_name(CPU) == "reference"
+    assert not caplog.records
+
+
+def test_naming_a_missing_backend_is_an_error_and_changes_nothing():
+    dispatch.use_backend("reference")
+    with pytest.raises(ValueError, match="use_backend names backend 'abacus'; there is reference"):
+        dispatch.use_backend("abacus")
+    assert dispatch.backend_name(CPU) == "reference"
+
+
+def test_a_missing_backend_in_the_environment_is_an_error(monkeypatch):
+    monkeypatch.setenv("POLYSERVE_BACKEND", "abacus")
+    with pytest.raises(ValueError, match="POLYSERVE_BACKEND names backend 'abacus'; there is reference"):
+        dispatch.backend(CPU)
+
+
+def test_use_backend_goes_before_the_environment(monkeypatch):
+    monkeypatch.setenv("POLYSERVE_BACKEND", "abacus")
+    with dispatch.use_backend("reference"):
+        assert dispatch.backend_name(CPU) == "reference"
+
+
+def test_the_former_choice_comes_back_at_the_end_of_a_with(monkeypatch):
+    monkeypatch.setenv("POLYSERVE_BACKEND", "abacus")
+    with dispatch.use_backend("reference"):
+        pass
+    with pytest.raises(ValueError, match="abacus"):
+        dispatch.backend(CPU)
+
+
+def test_the_numerics_id_names_backend_instructions_torch_and_kernels():
+    instructions = torch.backends.cpu.get_cpu_capability().lower()
+    expected = f"reference-{instructions}-torch{torch.__version__}-k{dispatch.KERNEL_VERSION}"
+    assert dispatch.numerics_id() == expected
