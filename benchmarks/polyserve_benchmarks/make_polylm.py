@@ -1,9 +1,9 @@
 """Write a checkpoint with PolyLM's shape and random weights, to measure what the real one costs where it cannot be had.
 
-    python -m polyserve_benchmarks.make_polylm FOLDER [--layers 24] [--hidden-size 2048] [--heads 16] [--vocab-size 256000]
-The defaults are PolyLM-1.7B: 1,737,084,928 weights, 3.47 GB. The layout is that of the published checkpoints: GPT2LMHeadModel in
-bf16, Conv1D matrices [in, out], head tied; a tokenizer of that many pieces lies beside it. Values are drawn and written a few rows at
-a time, so that it needs a few hundred MB whatever the size. Speed and memory do not depend on values; the text is noise.
+    python -m polyserve_benchmarks.make_polylm FOLDER [--layers 24] [--hidden-size 2048] [--heads 16] [--vocab-size N]
+The defaults are PolyLM-1.7B: 1,737,084,928 weights, 3.47 GB. The layout is that of the published checkpoints:
+GPT2LMHeadModel in bf16, Conv1D matrices [in, out], head tied; a tokenizer of that many pieces lies beside it. Values are
+drawn and written a part at a time, so that 400 MB of memory are enough for any size. The text it answers is noise.
 Source   https://arxiv.org/abs/2307.06018, table 3; https://github.com/huggingface/safetensors#format
 """
 
@@ -14,9 +14,10 @@ import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
+from sentencepiece import sentencepiece_model_pb2
 
 ELEMENTS_AT_A_TIME = 2**24
 MAX_LEN = 2048
@@ -127,8 +128,7 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
 
     Any text can be encoded: letter by letter, or byte by byte. The rest of the pieces are made-up words.
     """
-    from sentencepiece import sentencepiece_model_pb2 as format
-
+    format: Any = sentencepiece_model_pb2  # generated, without types
     model = format.ModelProto()
     kinds = format.ModelProto.SentencePiece
     for piece, kind in (("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL)):

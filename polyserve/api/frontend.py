@@ -3,8 +3,8 @@
     options given -> SamplingParams -> prompt as token ids -> every check -> Admitted      (admit_prompts, admit_chat)
     Admitted -> deltas of all its choices, in the order they come -> usage, metrics        (run)
 
-A protocol only reads its own messages into these calls and writes the deltas out again. Nothing here blocks the event loop:
-tokenising and template rendering run in AsyncLLM's threads.
+A protocol only reads its own messages into these calls and writes the deltas out again. Nothing here blocks the event
+loop: tokenising and template rendering run in AsyncLLM's threads.
 """
 
 import asyncio
@@ -140,7 +140,7 @@ class Frontend:
         *,
         renamed: Mapping[str, str] | None = None,
     ) -> Admitted:
-        """Check a chat request. `renamed`: what the protocol calls some of the options, for the errors that name them."""
+        """Check a chat request. `renamed`: what the protocol calls some of the options, for errors that name them."""
         arrived = time.monotonic()
         with naming({"prompt": "messages", **(renamed or {})}):
             params = _sampling_params({"max_tokens": None, **options})
@@ -182,9 +182,9 @@ class Frontend:
         return await asyncio.to_thread(tokenizer.decode, token_ids, skip_special_tokens=skip_special_tokens)
 
     async def run(self, request: Admitted) -> AsyncGenerator[tuple[int, ChoiceDelta], None]:
-        """(prompt's index, delta) as they come. Leaving it early (`aclose`, cancellation) aborts the request in the engine.
+        """(prompt's index, delta) as they come. Leaving it early (`aclose`, cancellation) aborts it in the engine.
 
-        The first delta of a prompt carries its log-probabilities, if they were asked for, whichever choice it belongs to.
+        A prompt's first delta carries its log-probabilities, if they were asked for, whichever choice it belongs to.
         """
         streams = [
             self._run_prompt(request, index)

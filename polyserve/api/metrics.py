@@ -1,7 +1,8 @@
 """What `/metrics` shows, in Prometheus' text format: requests of both protocols, each token counted once.
 
-Counted here as deltas pass      prompt and generated tokens, ends of choices, times to the first token, between tokens, to the end
-Read from the engine's counts    running and waiting sequences, KV cache in use, prefix cache, preemptions; only when scraped
+Counted here as deltas pass      prompt and generated tokens, ends of choices, times to the first token, between tokens
+                                 and to the end
+Read from the engine's counts    running and waiting sequences, KV cache in use, prefix cache, preemptions
 A scrape asks the engine nothing, so that a busy or dead engine cannot block it. The registry is this server's own.
 """
 
@@ -65,7 +66,7 @@ class Metrics:
 
     @contextmanager
     def request(self, arrived: float, num_prompt_tokens: int, num_choices: int) -> Iterator["Record"]:
-        """Follow one prompt while it is served; its choices that are open when it is left were aborted, or met an error."""
+        """Follow one prompt while it is served. Choices that are open when it is left were aborted, or met an error."""
         self.prompt_tokens.inc(num_prompt_tokens)
         record = Record(self, arrived, num_choices)
         reason = "error"
@@ -102,7 +103,7 @@ class Record:
                 metrics.whole_request.observe(now - self._arrived)
 
     def _time_tokens(self, choice: int, num_tokens: int, now: float) -> None:
-        """Tokens that come together share the time since the one before them; a choice's first token has none before it."""
+        """Tokens that come together share the time since the one before; a choice's first token has none before it."""
         if not self._last:
             self._metrics.first_token.observe(now - self._arrived)
         before = self._last.get(choice)

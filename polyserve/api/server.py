@@ -1,7 +1,7 @@
 """The server of one model: the engine in its process, HTTP and gRPC here, from the command line to the exit code.
 
-    ports taken -> engine loaded -> both servers answer, ready line -> a signal, or the engine's death -> both end -> engine ends
-Ports are taken before the model is loaded, so that one that is in use is noticed at once; who connects over HTTP meanwhile waits.
+    ports taken -> engine loaded -> both answer, ready line -> a signal or the engine's death -> both end -> engine ends
+Ports are taken before the model is loaded, so that one in use is noticed at once; early HTTP clients wait.
 The gRPC server is made after the engine process is started, because gRPC's threads and forking do not go together.
 """
 
@@ -71,7 +71,8 @@ async def serve(
 ) -> int:
     """Answer over both protocols until `stop` is set or the engine dies. Returns the exit code.
 
-    announce: called once with the ready line when both answer.  What still runs `grace_s` after the end was asked for ends with an error, which its client is told.
+    announce: called once, with the ready line, when both answer.  grace_s: how long requests may take after the end was
+    asked for; those that still run then end with an error, which their clients are told.
     """
     port, grpc_port = http_socket.getsockname()[1], grpc_socket.getsockname()[1]
     grpc_socket.close()  # it kept the port; grpc takes no socket that exists

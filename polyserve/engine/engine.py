@@ -94,7 +94,7 @@ class Engine:
         stop_ids = {*params.stop_token_ids, *(() if params.ignore_eos else self.eos_ids)}
         if params.min_tokens and params.allowed_token_ids is not None and stop_ids.issuperset(params.allowed_token_ids):
             raise InvalidRequest(
-                f"allowed_token_ids must name a token that does not stop the answer before min_tokens",
+                "allowed_token_ids must name a token that does not stop the answer before min_tokens",
                 param="allowed_token_ids",
             )
         self._scheduler.add(request)

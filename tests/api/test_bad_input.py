@@ -1,4 +1,4 @@
-"""Whatever is wrong with a request is a 4xx that names the field, what was wanted and what came. Nothing of it reaches the engine."""
+"""Whatever is wrong with a request is a 4xx that names the field, what was wanted, what came. The engine sees none."""
 
 import httpx
 import pytest

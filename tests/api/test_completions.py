@@ -127,7 +127,7 @@ def test_a_stream_brings_the_same_text_as_a_whole_answer(client: httpx.Client) -
         assert response.headers["content-type"].startswith("text/event-stream")
         *chunks, done = events_of(response)
     assert done == "[DONE]"
-    texts = {index: "" for index in range(4)}
+    texts = dict.fromkeys(range(4), "")
     for chunk in chunks:
         assert chunk["object"] == "text_completion"
         texts[chunk["choices"][0]["index"]] += chunk["choices"][0]["text"]

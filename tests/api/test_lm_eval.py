@@ -48,7 +48,7 @@ class InProcess:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def likeliest_continuation(self) -> tuple[str, str]:
-        """A context, and the text of the token that most likely follows it, where they are tokenized as they are joined."""
+        """A context, and the text of the token that most likely follows it, where joining them joins no tokens."""
         for context in ("The dog", "La casa", "Die", "The quick", "Paris"):
             ids = self.encode(context)
             token_id = int(self.model(torch.tensor([ids])).logits[0, -1].argmax())

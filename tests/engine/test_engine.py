@@ -114,7 +114,7 @@ def test_only_allowed_tokens_come(model):
 
 
 def test_a_repetition_penalty_keeps_tokens_from_coming_again(model):
-    params = {"temperature": 0.0, "max_tokens": 100, "ignore_eos": True}
+    params = {"temperature": 0.0, "max_tokens": 40, "ignore_eos": True}
     plain = run(make_engine(model), [make_request("r", [5], **params)])["r", 0].token_ids
     penalised = run(make_engine(model), [make_request("r", [5], repetition_penalty=50.0, **params)])["r", 0].token_ids
     assert len(set(penalised)) > len(set(plain))

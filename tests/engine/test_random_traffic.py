@@ -13,7 +13,7 @@ import pytest
 from polyserve.request import Request
 from support.paper_runner import VOCAB_SIZE, PaperEngine, a_request, answer_to
 
-NUM_OPERATIONS = 8_000  # for each of the settings
+NUM_OPERATIONS = 6_000  # for each of the settings
 
 SETTINGS = {
     "a pool so small that sequences are preempted": {

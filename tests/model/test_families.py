@@ -1,6 +1,7 @@
 """What a checkpoint says about itself becomes a ModelConfig, or an error that names what is not supported."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -165,7 +166,7 @@ REFUSED: dict[str, tuple[dict[str, object], dict[str, object], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_supported_is_refused_by_name(name: str, tmp_path: Path) -> None:
     config, change, message = REFUSED[name]
-    with pytest.raises(ModelLoadError, match="config.json") as error:
+    with pytest.raises(ModelLoadError, match=r"config\.json") as error:
         config_of(tmp_path, config | change)
     assert message in error.value.message
     assert "\n" not in error.value.message
@@ -176,7 +177,7 @@ def test_what_is_not_supported_is_refused_by_name(name: str, tmp_path: Path) -> 
 def test_damaged_json_is_one_line(text: str, name: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     (tmp_path / name).write_text(text, errors="surrogateescape")
-    with pytest.raises(ModelLoadError, match=name) as error:
+    with pytest.raises(ModelLoadError, match=re.escape(name)) as error:
         read_config(tmp_path)
     assert "\n" not in error.value.message
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from polyserve.errors import ModelLoadError
 from polyserve.model.weights.resolve import resolve
 from support.checkpoints import make_checkpoint

@@ -1,8 +1,8 @@
 """AsyncLLM without an engine: the same attributes and calls, one token a byte, answers known beforehand.
 
-Choice c of a prompt answers REPLY from its (seed + c)-th byte on, round and round (no seed: 0), then </s>, after as many tokens as
-REPLY has. Log-probabilities are `logprob_of(token, position)`, whoever asks. What goes on inside can be seen and disturbed:
-    live            ids of requests that are being served        aborted     ids of those that were left before their end
+Choice c of a prompt answers REPLY from its (seed + c)-th byte on, round and round (no seed: 0), then </s>, after as
+many tokens as REPLY has. Log-probabilities are `logprob_of(token, position)`. What goes on can be disturbed:
+    live            ids of requests that are being served        aborted     ids of those that were left before the end
     hold(n)         every request waits after n tokens           fail(n, e)  every request raises `e` after n tokens
     release()       they go on
     die()           the engine is dead                           seen        params of every request, in order

@@ -1,4 +1,4 @@
-"""Both servers in front of a FakeLLM, on free ports, in a thread of their own, so that tests use ordinary blocking clients."""
+"""Both servers in front of a FakeLLM, on free ports, in a thread of their own: tests use ordinary blocking clients."""
 
 import asyncio
 import json

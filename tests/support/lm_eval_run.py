@@ -1,7 +1,7 @@
-"""As a program: `lm_eval_run.py BASE_URL FOLDER`, run the task `tiny` of FOLDER with lm-evaluation-harness against a server.
+"""As a program, `lm_eval_run.py BASE_URL FOLDER`: run FOLDER's task `tiny` with lm-evaluation-harness against a server.
 
-Writes FOLDER/samples.json. A process of its own, because the harness is large and warns a lot; only this task is loaded, because
-finding the thousands that it brings takes longer than all the rest.
+Writes FOLDER/samples.json. A process of its own, since the harness is large and warns a lot; only this task is loaded,
+because finding the thousands that it brings takes longer than all the rest.
 """
 
 import json

@@ -1,6 +1,7 @@
 """Protocol buffers to the values that both protocols share, and back.
 
-Fields of SamplingParams have the same names on both sides, so they are copied, not listed; what a client did not set is left out.
+Fields of SamplingParams have the same names on both sides, so they are copied, not listed; what a client did not set is
+left out.
 """
 
 from collections.abc import Sequence

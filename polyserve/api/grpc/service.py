@@ -1,7 +1,7 @@
 """The methods of `polyserve.v1.PolyServe`. Thin: what they check and run is the Frontend's, as for HTTP.
 
-When the client cancels, goes away or its deadline passes, grpc cancels the method, which leaves the Frontend's stream, which aborts
-the request in the engine.
+When the client cancels, goes away or its deadline passes, grpc cancels the method, which leaves the Frontend's stream,
+which aborts the request in the engine.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The HTTP server's application: every route, and one shape for every error. Speaks OpenAI's API, and vLLM's where OpenAI has none."""
+"""The HTTP application: every route, and one shape for every error. It speaks OpenAI's API, and vLLM's beyond that."""
 
 from fastapi import FastAPI
 

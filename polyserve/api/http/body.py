@@ -1,7 +1,7 @@
 """JSON bodies in and out: read through orjson up to a size, written as UTF-8.
 
-orjson refuses what is not JSON though Python's own reader takes it (NaN, half of a surrogate pair), and is fast enough to
-read a body of the largest size without holding up the event loop.
+orjson refuses what is not JSON though Python's own reader takes it (NaN, half of a surrogate pair), and is fast enough
+to read a large body without holding up the event loop.
 """
 
 from collections.abc import Callable, Coroutine

@@ -1,24 +1,25 @@
 """POST /v1/chat/completions: answer a conversation.
 
-A stream opens each choice with its role, sends text as it comes, and ends the choice with its finish reason in a chunk of its own;
-the chunks of several choices come in any order. `echo` begins the answer with the last message, if that is the assistant's.
+A stream opens each choice with its role, sends text as it comes, and ends the choice with its finish reason in a chunk
+of its own; the chunks of several choices come in any order. `echo` begins the answer with the last message, if that is
+the assistant's. A token that ends a choice is counted, but is no part of its text or of its log-probabilities.
 """
 
 import asyncio
-import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
 from polyserve.api.frontend import Admitted, Frontend, Usage
 from polyserve.api.http.body import JsonRoute, json_response
+from polyserve.api.http.envelope import envelope, usage_object
 from polyserve.api.http.events import DONE, Chunks, EventStream, while_connected
 from polyserve.api.http.logprobs import chat_logprobs, prompt_logprobs
 from polyserve.api.http.schemas import ChatBody
-from polyserve.api.http.usage import usage_object
 from polyserve.output import LogprobEntry
 from polyserve.service.async_llm import ChoiceDelta
 
@@ -65,18 +66,9 @@ class _Answer:
         hides = request.params.skip_special_tokens
         self._hidden = frontend.llm.tokenizer.special_ids if hides else frozenset()
 
-    def _common(self, kind: str) -> dict[str, object]:
-        return {
-            "id": self._request.request_id,
-            "object": kind,
-            "created": int(time.time()),
-            "model": self._frontend.model_name,
-            "system_fingerprint": self._frontend.llm.numerics_id,
-        }
-
     async def whole(self) -> dict[str, object]:
         """The response object."""
-        response = self._common("chat.completion")
+        response = envelope(self._frontend, self._request, kind="chat.completion")
         of_prompt: dict[str, object] | None = None
         choices = [_Choice([self._opening]) for _ in range(self._request.num_choices)]
         async with aclosing(self._frontend.run(self._request)) as deltas:
@@ -107,7 +99,8 @@ class _Answer:
 
     async def events(self, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
         """The stream's events. The first one tells what was asked to know of the prompt."""
-        chunks = Chunks(self._common("chat.completion.chunk"), include_usage=include_usage)
+        common = envelope(self._frontend, self._request, kind="chat.completion.chunk")
+        chunks = Chunks(common, include_usage=include_usage)
         opened: set[int] = set()
         async with aclosing(self._frontend.run(self._request)) as deltas:
             async for _, delta in deltas:
@@ -128,8 +121,9 @@ class _Answer:
     async def _of_prompt(self, first: ChoiceDelta) -> dict[str, object]:
         """What was asked to know of the prompt; off the event loop, since prompts can be long."""
         value: dict[str, object] = {}
-        if first.prompt_logprobs is not None:
-            value["prompt_logprobs"] = await asyncio.to_thread(prompt_logprobs, first.prompt_logprobs)
+        if first.prompt_logprobs is not None and self._body.prompt_logprobs is not None:
+            write = partial(prompt_logprobs, first.prompt_logprobs, num_top=self._body.prompt_logprobs)
+            value["prompt_logprobs"] = await asyncio.to_thread(write)
         if self._body.return_token_ids:
             value["prompt_token_ids"] = self._request.prompts[0].token_ids
         return value

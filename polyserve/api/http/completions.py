@@ -1,12 +1,11 @@
 """POST /v1/completions: continue one prompt or several, each with `n` choices.
 
-Choice c of prompt p has the index p * n + c. With `echo` a choice's text begins with its prompt: as it was given, or, for token ids,
-their text with all special tokens. With `logprobs` as well, its arrays begin with the prompt's tokens, the first one's values null:
-that is how lm-evaluation-harness scores texts (`max_tokens` 0 or 1).
+Choice c of prompt p has the index p * n + c. With `echo` a choice's text begins with its prompt: as it was given, or,
+for token ids, their text with all special tokens. With `logprobs` as well, its arrays begin with the prompt's tokens,
+the first one's values null: that is how lm-evaluation-harness scores texts (`max_tokens` 0 or 1).
 """
 
 import asyncio
-import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -16,12 +15,14 @@ from fastapi import APIRouter, Request, Response
 
 from polyserve.api.frontend import Admitted, Frontend, Usage
 from polyserve.api.http.body import JsonRoute, json_response
+from polyserve.api.http.envelope import envelope, usage_object
 from polyserve.api.http.events import DONE, Chunks, EventStream, while_connected
 from polyserve.api.http.logprobs import LegacyLogprobs, LegacyWriter, num_characters, prompt_logprobs
 from polyserve.api.http.schemas import CompletionBody
-from polyserve.api.http.usage import usage_object
 from polyserve.output import LogprobEntry
 from polyserve.service.async_llm import ChoiceDelta
+
+KIND = "text_completion"
 
 
 def completions_router(frontend: Frontend) -> APIRouter:
@@ -77,18 +78,9 @@ class _Answer:
         self._beginnings: dict[int, _Beginning] = {}  # by prompt
         self._writers: dict[int, LegacyWriter] = {}  # by choice
 
-    def _common(self) -> dict[str, object]:
-        return {
-            "id": self._request.request_id,
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": self._frontend.model_name,
-            "system_fingerprint": self._frontend.llm.numerics_id,
-        }
-
     async def whole(self) -> dict[str, object]:
         """The response object."""
-        common = self._common()
+        common = envelope(self._frontend, self._request, kind=KIND)
         pieces: dict[int, _Piece] = {}
         ends: dict[int, ChoiceDelta] = {}
         async with aclosing(self._frontend.run(self._request)) as deltas:
@@ -105,7 +97,7 @@ class _Answer:
 
     async def events(self, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
         """The stream's events."""
-        chunks = Chunks(self._common(), include_usage=include_usage)
+        chunks = Chunks(envelope(self._frontend, self._request, kind=KIND), include_usage=include_usage)
         shows_ids = self._body.return_token_ids
         async with aclosing(self._frontend.run(self._request)) as deltas:
             async for prompt_index, delta in deltas:
@@ -136,7 +128,7 @@ class _Answer:
         return LegacyWriter(num_top=self._body.logprobs or 0, hidden=hidden, start=start)
 
     async def _beginning(self, prompt_index: int, delta: ChoiceDelta) -> _Beginning:
-        """Made at the prompt's first delta, which brings its log-probabilities; off the event loop, since prompts can be long."""
+        """Made at the prompt's first delta, which brings its log-probabilities; off the loop: prompts are long."""
         if prompt_index not in self._beginnings:
             if self._body.echo or delta.prompt_logprobs is not None:
                 made = await asyncio.to_thread(self._make_beginning, prompt_index, delta.prompt_logprobs)
@@ -147,7 +139,8 @@ class _Answer:
 
     def _make_beginning(self, prompt_index: int, entries: list[LogprobEntry | None] | None) -> _Beginning:
         tokenizer, prompt = self._frontend.llm.tokenizer, self._request.prompts[prompt_index]
-        ranked = None if self._body.prompt_logprobs is None or entries is None else prompt_logprobs(entries)
+        num_ranked = self._body.prompt_logprobs
+        ranked = None if num_ranked is None or entries is None else prompt_logprobs(entries, num_top=num_ranked)
         if not self._body.echo:
             return _Beginning(ranked=ranked)
         text = prompt.text
@@ -155,7 +148,7 @@ class _Answer:
             text = tokenizer.decode(prompt.token_ids, skip_special_tokens=False)
         if self._body.logprobs is None or entries is None:
             return _Beginning(text, ranked=ranked)
-        # what the tokenizer has put before the text (a begin-of-sequence token, a space) lies before its first character
+        # what the tokenizer put before the text (a begin-of-sequence token, a space) lies before its first character
         num_written = num_characters(b"".join(map(tokenizer.token_bytes, prompt.token_ids)))
         writer = LegacyWriter(num_top=self._body.logprobs, start=len(text) - num_written)
         return _Beginning(text, writer.write_prompt(tokenizer, prompt.token_ids, entries), ranked)

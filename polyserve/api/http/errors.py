@@ -1,4 +1,4 @@
-"""Every error as OpenAI's error object: {"error": {"message", "type", "param", "code"}}, with the status of `polyserve.errors`."""
+"""Every error as OpenAI's error object, {"error": {"message", "type", "param", "code"}}, with its status."""
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -68,7 +68,8 @@ async def _handle_http(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         message, kind = f"there is no {shortened(request.url.path)} here", "not_found_error"
     elif error.status_code == 405:
-        message = f"{shortened(request.url.path)} does not take {request.method}, but {headers.get('Allow', 'another method')}"
+        other = headers.get("Allow", "another method")
+        message = f"{shortened(request.url.path)} does not take {request.method}, but {other}"
     return json_response(_object(message, kind), status=error.status_code, headers=headers)
 
 

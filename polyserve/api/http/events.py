@@ -48,7 +48,7 @@ class Chunks:
 
 
 class EventStream(Response):
-    """Sends events as they are made. An error before the first one is an ordinary error response; later it is the last event."""
+    """Sends events as they are made. An error before the first is an ordinary error response, later the last event."""
 
     def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
         super().__init__(
@@ -91,6 +91,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
+        return await working
         raise Cancelled("the client went away before the answer was complete")
     finally:
         working.cancel()

@@ -107,14 +107,14 @@ def _chat_token(entry: LogprobEntry | TopLogprob, hidden: Collection[int]) -> di
     return {"token": entry.token, "logprob": entry.logprob, "bytes": data}
 
 
-def prompt_logprobs(entries: Sequence[LogprobEntry | None]) -> list[dict[str, object] | None]:
-    """One object a position: the likeliest tokens with their rank, and the prompt's own, whose rank is null if it is not among them."""
-    return [None if entry is None else _ranked(entry) for entry in entries]
+def prompt_logprobs(entries: Sequence[LogprobEntry | None], *, num_top: int) -> list[dict[str, object] | None]:
+    """One object a position: the likeliest tokens by rank, and the prompt's own, of rank null if it is none of them."""
+    return [None if entry is None else _ranked(entry, num_top) for entry in entries]
 
 
-def _ranked(entry: LogprobEntry) -> dict[str, object]:
+def _ranked(entry: LogprobEntry, num_top: int) -> dict[str, object]:
     tokens: dict[str, object] = {}
-    for rank, other in enumerate(entry.top, start=1):
+    for rank, other in enumerate(entry.top[:num_top], start=1):
         tokens[str(other.token_id)] = {"logprob": other.logprob, "rank": rank, "decoded_token": other.token}
     tokens.setdefault(str(entry.token_id), {"logprob": entry.logprob, "rank": None, "decoded_token": entry.token})
     return tokens

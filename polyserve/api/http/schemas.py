@@ -1,10 +1,10 @@
 """The bodies that clients send, field by field.
 
-Types are strict: nothing is converted silently, a field that is not listed is refused by name, and null means the default everywhere.
-Ranges are not checked here but in SamplingParams, which gRPC and Python share. Fields fall into four kinds:
+Types are strict: nothing is converted silently, a field that is not listed is refused by name, and null means the
+default everywhere. Ranges are checked in SamplingParams, which gRPC and Python share. Fields fall into four kinds:
     honoured      they have an effect, under OpenAI's names or, for what OpenAI lacks, vLLM's
     metadata      `user` and the like, which OpenAI defines to have none
-    unsupported   fields of OpenAI's that would need something that is not here: refused, but for the values that ask for nothing
+    unsupported   OpenAI's, but in need of something that is not here: refused, but for the values that ask for nothing
     unknown       everything else: refused
 """
 
@@ -170,7 +170,7 @@ class ChatBody(GenerationBody, ConversationBody):
     web_search_options: Unsupported = None
 
     def options(self) -> dict[str, Any]:
-        """`logprobs` asks for them and `top_logprobs` says how many; the newer name of `max_tokens` goes before the older one."""
+        """`logprobs` asks for them, `top_logprobs` says how many; `max_tokens`' newer name goes before the older."""
         options = super().options()
         if options.pop("logprobs", False):
             options["logprobs"] = self.top_logprobs or 0

@@ -6,6 +6,7 @@ or of another shape are errors that name them. A parameter gets its memory when 
 in blocks of rows, converted and transposed on the way, so that loading needs the model's own size and little more.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +21,13 @@ from polyserve.model.families import config_from_folder, config_from_gguf
 from polyserve.model.weights import safetensors, torch_bin
 from polyserve.model.weights.gguf import GGUFSource
 from polyserve.model.weights.names import GGUF_TABLES, TABLES, NameTable, Place
-from polyserve.model.weights.source import TensorSource
+from polyserve.model.weights.source import FilesSource, MappedFile, TensorSource, checkpoint_files
 
 MAX_NAMED = 5  # tensors that an error names before it only counts them
+FORMATS: dict[str, Callable[[Path], MappedFile]] = {
+    safetensors.FILE_NAME: safetensors.SafetensorsFile,
+    torch_bin.FILE_NAME: torch_bin.TorchBinFile,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +67,11 @@ def _open(path: Path) -> tuple[ModelConfig, NameTable, TensorSource]:
         config = config_from_gguf(file)
         return config, GGUF_TABLES[config.family], GGUFSource(file)
     config = config_from_folder(path)
-    source = safetensors.SafetensorsSource.in_folder(path) or torch_bin.TorchBinSource.in_folder(path)
-    if source is None:
-        raise ModelLoadError(
-            f"{path}: has neither {safetensors.FILE_NAME} nor {torch_bin.FILE_NAME}, nor an index of either"
-        )
-    return config, TABLES[config.family], source
+    for name, open_file in FORMATS.items():
+        files = checkpoint_files(path, name)
+        if files:
+            return config, TABLES[config.family], FilesSource(files, open_file)
+    raise ModelLoadError(f"{path}: has no {' or '.join(FORMATS)}, nor an index of shards")
 
 
 def _names_without_prefix(source: TensorSource, table: NameTable) -> dict[str, str]:

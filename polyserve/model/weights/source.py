@@ -1,12 +1,10 @@
-"""What the loader asks of a checkpoint, whatever its format: the shapes of its tensors, and then one tensor at a time
-in blocks of rows.
+"""What the loader asks of a checkpoint, whatever its format: shapes first, then one tensor at a time in blocks of rows.
 
-A source never holds more than BLOCK_BYTES of copies, and lets go of file pages that it mapped after RELEASE_BYTES, so
-that loading needs the model's own memory and little more: resident pages of a mapped file count like any other memory
-where it is limited.
+A source holds no more than BLOCK_BYTES of copies, and closes its maps after RELEASE_BYTES, which gives their pages
+back: loading then needs the model's own memory and little more. (Pages of a mapped file count where memory is limited.)
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +20,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class TensorSource(Protocol):
-    """The tensors of one checkpoint. Both methods raise ModelLoadError where the file is not what it says."""
+    """The tensors of one checkpoint. Both members raise ModelLoadError where a file is not what it says."""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -34,29 +32,61 @@ class TensorSource(Protocol):
         ...
 
 
-def row_blocks(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Views of at most about BLOCK_BYTES of a tensor's rows."""
+class MappedFile(Protocol):
+    """One open file of a format that can be mapped."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]: ...
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor whose bytes are the file's own."""
+        ...
+
+
+class FilesSource:
+    """A TensorSource of one file, or of the shards that make up one checkpoint."""
+
+    def __init__(self, files: list[Path], open_file: Callable[[Path], MappedFile]) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._file_of: dict[str, Path] = {}
+        self._open_file = open_file
+        self._opened: dict[Path, MappedFile] = {}
+        self._bytes_used = 0
+        for path in files:
+            for name, shape in open_file(path).shapes().items():
+                if name in self.shapes:
+                    raise ModelLoadError(f"{path}: tensor {name} is also in {self._file_of[name].name}")
+                self.shapes[name] = shape
+                self._file_of[name] = path
+
+    def blocks(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        path = self._file_of[name]
+        if self._bytes_used > RELEASE_BYTES:
+            self._opened.clear()
+            self._bytes_used = 0
+        if path not in self._opened:
+            self._opened[path] = self._open_file(path)
+        tensor = self._opened[path].tensor(name)
+        if tensor.dtype not in FLOATS:  # quantised: it means nothing without what it was scaled by
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ModelLoadError(f"{path}: tensor {name} is {kind}; only float tensors can be loaded")
+        self._bytes_used += tensor.nbytes
+        return _row_blocks(tensor)
+
+
+def _row_blocks(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Views of a tensor's rows, of about BLOCK_BYTES each."""
     num_rows = max(1, BLOCK_BYTES // max(1, tensor[:1].nbytes))
     for first in range(0, len(tensor), num_rows):
         yield first, tensor[first : first + num_rows]
 
 
-def check_dtype(path: Path, name: str, dtype: torch.dtype) -> None:
-    """Refuse quantised and integer checkpoints: their tensors mean nothing without what they were scaled by."""
-    if dtype not in FLOATS:
-        raise ModelLoadError(
-            f"{path}: tensor {name} is {str(dtype).removeprefix('torch.')}; only float tensors can be loaded"
-        )
-
-
-def checkpoint_files(folder: Path, name: str) -> list[Path] | None:
-    """The files of a checkpoint in one format: `name` itself, or the shards that `name`.index.json lists; None if
-    neither is there."""
+def checkpoint_files(folder: Path, name: str) -> list[Path]:
+    """A checkpoint's files in one format: `name`, or the shards that `name`.index.json lists; none if it has neither."""
     if (folder / name).is_file():
         return [folder / name]
     index_path = folder / f"{name}.index.json"
     if not index_path.is_file():
-        return None
+        return []
     weight_map = read_json(index_path).inner("weight_map")
     if weight_map is None or not weight_map.values:
         raise ModelLoadError(f"{index_path}: weight_map is missing")
