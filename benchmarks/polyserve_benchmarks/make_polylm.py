@@ -2,8 +2,8 @@
 
     python -m polyserve_benchmarks.make_polylm FOLDER [--layers 24] [--hidden-size 2048] [--heads 16] [--vocab-size N]
 The defaults are PolyLM-1.7B: 1,737,084,928 weights, 3.47 GB. The layout is that of the published checkpoints:
-GPT2LMHeadModel in bf16, Conv1D matrices [in, out], head tied; a tokenizer of that many pieces lies beside it. Values are
-drawn and written a part at a time, so that 400 MB of memory are enough for any size. The text it answers is noise.
+GPT2LMHeadModel in bf16, Conv1D matrices [in, out], head tied; a tokenizer of as many pieces lies beside it. Values are
+drawn and written a part at a time, so that 400 MB of memory are enough for any size. What it answers is noise.
 Source   https://arxiv.org/abs/2307.06018, table 3; https://github.com/huggingface/safetensors#format
 """
 

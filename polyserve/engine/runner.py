@@ -73,7 +73,7 @@ class ModelRunner:
         if copies:
             pairs = torch.tensor(copies)
             for keys, values in zip(self._cache.keys, self._cache.values, strict=True):
-                ops.copy_blocks(keys, keys, pairs)
+                ops.copy_blocks(keys, values, pairs)
 
     def _score_prompts(self, batch: Batch, hidden: Tensor) -> tuple[list[PromptLogprobs], list[Failed]]:
         """Log-probabilities of the prompt tokens that come right after one of this step."""

@@ -12,13 +12,13 @@ MAX_LEN = 2**24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeScaling:
-    """How rotary frequencies are stretched beyond the trained length. Fields that a kind does not use keep their
-    defaults.
+    """How rotary frequencies are stretched beyond the trained length. Fields that a kind does not use have defaults.
 
     linear   Position Interpolation, https://arxiv.org/abs/2306.15595
-    dynamic  NTK by the longest length this engine serves (a fixed number: keys are cached rotated, so it may not change
-    later)
-    yarn     https://arxiv.org/abs/2309.00071      llama3   Llama 3.1's piecewise scaling
+    dynamic  NTK by the longest sequence that is served, no stretch while that is within the trained length: one number
+             for an engine's life, since keys are cached rotated (`transformers` follows the sequence instead)
+    yarn     https://arxiv.org/abs/2309.00071
+    llama3   Llama 3.1's piecewise scaling
     factors  each frequency divided by a number of its own, as GGUF files store Llama 3.1's
     """
 
@@ -97,6 +97,8 @@ class ModelConfig:
             raise ValueError(f"rotary bases and scalings must be given for each of {rotary_layers} layers")
         if any(base <= 1 for base in self.rope_bases):
             raise ValueError(f"rotary bases must be more than 1, got {min(self.rope_bases):g}")
+        if self.rotary_size == 2 and any(scaling and scaling.kind == "dynamic" for scaling in self.rope_scalings):
+            raise ValueError("dynamic rotary scaling needs more than one frequency")
         if self.windows and len(self.windows) != self.num_layers:
             raise ValueError(f"{len(self.windows)} windows for {self.num_layers} layers")
 

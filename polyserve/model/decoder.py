@@ -38,8 +38,7 @@ class Layer(nn.Module):
     def forward(
         self, update: Tensor | None, residual: Tensor, rotary: Rotary | None, context: ForwardContext
     ) -> tuple[Tensor, Tensor]:
-        """update: what the layer before has still to add to the residual stream. Returns the same pair for the layer
-        after."""
+        """update: what the layer before still has to add to the residual stream. Returns the next layer's pair."""
         if update is None:
             x = self.attention_norm(residual)
         else:
@@ -56,8 +55,7 @@ class Decoder(nn.Module):
     """Parameters have no memory until `polyserve.model.weights.load` fills them."""
 
     def __init__(self, config: ModelConfig, *, dtype: torch.dtype, max_model_len: int | None = None) -> None:
-        """max_model_len: the longest sequence it will be asked for; the config's own limit if not given, and never
-        more."""
+        """max_model_len: the longest sequence it will be asked for, at most config.max_len, which is the default."""
         super().__init__()
         self.config = config
         self.dtype = dtype

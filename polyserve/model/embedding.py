@@ -1,8 +1,6 @@
-"""Tokens into the residual stream: words, times a scale, plus learned positions, through a norm; each but the first
-optional.
+"""Tokens into the residual stream: words times a scale, plus learned positions, through a norm; all but words optional.
 
-V vocabulary   C hidden size   The result is fp32 [T, C], as the residual stream is from its beginning (PolyLM was
-               trained so).
+C hidden size   The result is [T, C] in fp32, as the residual stream is from its beginning: PolyLM was trained so.
 """
 
 import torch
@@ -19,8 +17,7 @@ class Embedding(nn.Module):
         self.weight = unfilled(config.vocab_size, config.hidden_size, dtype=dtype)
         self.positions = unfilled(config.max_len, config.hidden_size, dtype=dtype) if config.learned_positions else None
         self.positions_scale = config.learned_positions_scale
-        # Gemma multiplies in the dtype of its weights: sqrt(3072) is 55.5 in bf16, and that is what it was trained
-        # with.
+        # Gemma multiplies in the dtype of its weights: sqrt(3072) is 55.5 in bf16, and so it was trained.
         self.scale = float(torch.tensor(config.embedding_scale, dtype=dtype))
         self.norm = Norm(config, config.hidden_size, out_dtype=torch.float32) if config.embedding_norm else None
 

@@ -1,5 +1,4 @@
-"""From a checkpoint's own description to a ModelConfig. No torch: a server's front asks here for lengths and
-vocabulary.
+"""From a checkpoint's own description to a ModelConfig. No torch, so that a server's front may ask too.
 
 A new family is one function in `hf_families` (and one in `gguf_families`, if it has GGUF files), one name table in
 `weights/names.py` and one parity test.
@@ -16,6 +15,5 @@ __all__ = ["config_from_folder", "config_from_gguf", "read_config"]
 
 
 def read_config(path: Path) -> ModelConfig:
-    """The config of a folder with a `config.json`, or of a .gguf file, as `resolve` gives them. Raises
-    ModelLoadError."""
+    """The config of a folder with a `config.json`, or of a .gguf file. Raises ModelLoadError."""
     return config_from_folder(path) if path.is_dir() else config_from_gguf(read_gguf(path))

@@ -1,5 +1,4 @@
-"""Checked reading of a parsed file that is not trusted: `config.json`, `generation_config.json`, the metadata of a GGUF
-file.
+"""Checked reading of what is not trusted: `config.json`, `generation_config.json`, the metadata of a GGUF file.
 
 A value that is missing, of another type or out of range is a ModelLoadError that names the file, the field, what was
 wanted and what came. A field that is present with the value null counts as absent, as it does for `transformers`.
@@ -32,6 +31,10 @@ class Fields:
 
     def has(self, name: str) -> bool:
         return self.values.get(name) is not None
+
+    def first(self, *names: str) -> str:
+        """The first of several spellings that is there; the first of all if none is."""
+        return next((name for name in names if self.has(name)), names[0])
 
     def integer(self, name: str, default: int | None = None, *, at_most: int = MAX_INTEGER) -> int:
         """An integer from 1 to `at_most`: a size or a count. Without a default it must be there."""

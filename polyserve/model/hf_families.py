@@ -1,9 +1,8 @@
-"""From a `config.json` to a ModelConfig: one function a family. No code from the model's folder is run (`auto_map` is
-ignored).
+"""From a `config.json` to a ModelConfig: one function a family. Code in the model's folder is never run.
 
 Field names and defaults are those of `transformers` (its configuration_*.py). Whatever would change the mathematics and
-is not supported is refused by name; fields that only matter to training (dropout, initialisation) or to other software
-are left alone.
+is not supported is refused by name; fields that matter only to training (dropout, initialisation) or to other software
+(`auto_map`) are left alone.
 """
 
 from collections.abc import Callable
@@ -39,16 +38,12 @@ def config_from_folder(folder: Path) -> ModelConfig:
 
 
 def _gpt2(fields: Fields, generation: Fields) -> ModelConfig:
-    """GPT-2, and PolyLM, which is GPT-2 with marks of its own. Source: https://arxiv.org/abs/2307.06018, section
-    3.2."""
+    """GPT-2, and PolyLM, which is GPT-2 with marks of its own. Source: https://arxiv.org/abs/2307.06018, section 3.2"""
     for name in ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "add_cross_attention"):
         fields.refuse(name, unless=False)
     _activation(fields, "activation_function", "gelu_new", TANH_GELUS)
-    hidden_size, num_heads, vocab_size = (
-        fields.integer("n_embd"),
-        fields.integer("n_head"),
-        fields.integer("vocab_size"),
-    )
+    hidden_size, num_heads = fields.integer("n_embd"), fields.integer("n_head")
+    vocab_size = fields.integer("vocab_size")
     polylm = _is_polylm(fields, vocab_size)
     return ModelConfig(
         family="polylm" if polylm else "gpt2",
@@ -79,19 +74,17 @@ def _is_polylm(fields: Fields, vocab_size: int) -> bool:
 
 
 def _bloom(fields: Fields, generation: Fields) -> ModelConfig:
-    """BLOOM. Source: https://arxiv.org/abs/2211.05100, section 3.2."""
+    """BLOOM, whose configs are spelled in two ways. Source: https://arxiv.org/abs/2211.05100, section 3.2"""
     fields.refuse("apply_residual_connection_post_layernorm", unless=False)
-    hidden_size = fields.integer("hidden_size" if fields.has("hidden_size") else "n_embed")
-    num_heads = fields.integer("num_attention_heads" if fields.has("num_attention_heads") else "n_head")
+    hidden_size = fields.integer(fields.first("hidden_size", "n_embed"))
+    num_heads = fields.integer(fields.first("n_head", "num_attention_heads"))
     vocab_size = fields.integer("vocab_size")
     fields.refuse("n_inner", unless=4 * hidden_size)
     return ModelConfig(
         family="bloom",
         vocab_size=vocab_size,
         hidden_size=hidden_size,
-        num_layers=fields.integer(
-            "num_hidden_layers" if fields.has("num_hidden_layers") else "n_layer", at_most=MAX_LAYERS
-        ),
+        num_layers=fields.integer(fields.first("n_layer", "num_hidden_layers"), at_most=MAX_LAYERS),
         num_heads=num_heads,
         num_kv_heads=num_heads,
         head_size=_even_share(fields, hidden_size, num_heads),
@@ -110,8 +103,7 @@ def _bloom(fields: Fields, generation: Fields) -> ModelConfig:
 
 
 def _llama(fields: Fields, generation: Fields) -> ModelConfig:
-    """Llama 1 to 3. Source: https://arxiv.org/abs/2302.13971, section 2.2, and https://arxiv.org/abs/2407.21783,
-    section 3.2."""
+    """Llama 1 to 3. Sources: https://arxiv.org/abs/2302.13971, section 2.2; https://arxiv.org/abs/2407.21783"""
     _activation(fields, "hidden_act", "silu", ("silu", "swish"))
     hidden_size, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     vocab_size, num_layers = fields.integer("vocab_size"), fields.integer("num_hidden_layers", at_most=MAX_LAYERS)
@@ -146,7 +138,7 @@ def _llama(fields: Fields, generation: Fields) -> ModelConfig:
 
 
 def _gemma3(fields: Fields, generation: Fields) -> ModelConfig:
-    """Gemma 3, text only. Source: https://arxiv.org/abs/2503.19786, section 2."""
+    """Gemma 3, text only. Source: https://arxiv.org/abs/2503.19786, section 2"""
     fields.refuse("use_bidirectional_attention", unless=False)
     _activation(fields, "hidden_activation", "gelu_pytorch_tanh", TANH_GELUS)
     hidden_size, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
@@ -191,15 +183,11 @@ def _sliding_layers(fields: Fields, *, num_layers: int) -> list[bool]:
     """Which layers see only a window: from layer_types, or from the older sliding_window_pattern."""
     kinds = fields.texts("layer_types")
     if not kinds:
-        for name in ("sliding_window_pattern", "_sliding_window_pattern"):
-            if fields.has(name):
-                return sliding_layers(num_layers, pattern=fields.integer(name))
-        return sliding_layers(num_layers, pattern=GEMMA3_SLIDING_PATTERN)
+        pattern = fields.first("sliding_window_pattern", "_sliding_window_pattern")
+        return sliding_layers(num_layers, pattern=fields.integer(pattern, GEMMA3_SLIDING_PATTERN))
     unknown = set(kinds) - {"sliding_attention", "full_attention"}
     if unknown or len(kinds) != num_layers:
-        fields.fail(
-            f"layer_types must say sliding_attention or full_attention for each of {num_layers} layers, got {kinds}"
-        )
+        fields.fail(f"layer_types must be sliding_attention or full_attention, {num_layers} times, got {kinds}")
     return [kind == "sliding_attention" for kind in kinds]
 
 
@@ -240,8 +228,7 @@ def _even_share(fields: Fields, hidden_size: int, num_heads: int) -> int:
 
 
 def _eos_ids(fields: Fields, generation: Fields, vocab_size: int, *, default: int) -> tuple[int, ...]:
-    """The ids that end an answer: the config's, then those that only generation_config.json has (a chat model's end of
-    turn)."""
+    """The ids that end an answer: the config's, then what generation_config.json adds (a chat model's end of turn)."""
     if "eos_token_id" in fields.values or default >= vocab_size:
         ids = fields.ids("eos_token_id", vocab_size=vocab_size)
     else:

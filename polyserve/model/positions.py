@@ -24,8 +24,7 @@ class RotaryTable(nn.Module):
     sin: Tensor
 
     def __init__(self, base: float, scaling: RopeScaling | None, *, size: int, scale: float, max_len: int) -> None:
-        """size: rotating elements of a head. scale: multiplies every angle. max_len: the longest sequence of this
-        engine."""
+        """size: rotating elements of a head. scale: multiplies every angle. max_len: longest sequence to be served."""
         super().__init__()
         frequencies = inverse_frequencies(base, scaling, size=size, max_len=max_len) * scale
         magnitude = scaling.attention_factor if scaling is not None else 1.0
@@ -43,8 +42,7 @@ class RotaryTable(nn.Module):
 
 
 def inverse_frequencies(base: float, scaling: RopeScaling | None, *, size: int, max_len: int) -> Tensor:
-    """f_i, [R / 2] float64. max_len matters to the dynamic kind alone: it is fixed by the longest sequence of this
-    engine."""
+    """f_i, [R / 2] float64. max_len, the longest sequence to be served, matters to the dynamic kind alone."""
     if scaling is None:
         return _plain(base, size)
     if scaling.kind == "linear":
@@ -65,8 +63,7 @@ def _plain(base: float, size: int) -> Tensor:
 
 
 def _llama3_frequencies(plain: Tensor, scaling: RopeScaling) -> Tensor:
-    """Waves that turn often within the trained length stay, those that turn rarely are stretched, and between them it
-    is blended."""
+    """Pairs that turn often within the trained length stay, those that turn rarely are stretched, others blended."""
     turns = scaling.original_max_len * plain / (2 * math.pi)
     keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     keep = keep.clamp(0, 1)
@@ -90,8 +87,7 @@ def _yarn_frequencies(base: float, scaling: RopeScaling, *, size: int) -> Tensor
 
 
 def alibi_slopes(num_heads: int, *, scale: float = 1.0) -> Tensor:
-    """[Hq] float32. 2 ** (-8 i / n) for n a power of two; otherwise those of the power of two below, then every second
-    of the next."""
+    """[Hq] float32: 2 ** (-8 i / n) for n a power of two; else those of the power below, every second of the next."""
     power = 2 ** (num_heads.bit_length() - 1)
     slopes = _power_of_two_slopes(power)
     slopes += _power_of_two_slopes(2 * power)[::2][: num_heads - power]

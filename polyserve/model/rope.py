@@ -1,5 +1,4 @@
-"""Rotary settings of a `config.json`: a base and a scaling, in the spelling of `transformers` 5 or of the versions
-before it.
+"""Rotary settings of a `config.json`, in the spelling of `transformers` 5 or of the versions before it.
 
 5       rope_parameters: {rope_type, rope_theta, ...}, in Gemma 3 one such object for each kind of layer
 before  rope_theta beside rope_scaling: {type or rope_type, ...}
@@ -27,8 +26,7 @@ _KEYS: dict[str, set[str]] = {
 
 
 def scaling_of(rope: Fields, config: Fields, *, max_len: int) -> RopeScaling | None:
-    """The scaling that `rope` describes; None for plain rotary positions. max_len: the config's
-    max_position_embeddings."""
+    """The scaling that `rope` describes, None for plain rotary. max_len: the config's max_position_embeddings."""
     kind = rope.text("rope_type", rope.text("type", "default"))
     if kind not in _KEYS:
         rope.fail(f"rope type {kind!r} is not supported; supported: {', '.join(_KEYS)}")

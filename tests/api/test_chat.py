@@ -129,6 +129,13 @@ def test_the_bytes_of_the_logprobs_make_up_the_text(client: httpx.Client) -> Non
     assert all(entry["top_logprobs"] == [] for entry in content)
 
 
+def test_a_token_that_is_not_in_the_text_has_no_bytes(client: httpx.Client) -> None:
+    choice = chat(client, logprobs=True, ignore_eos=True, max_tokens=len(REPLY.encode()) + 2)["choices"][0]
+    hidden, last = choice["logprobs"]["content"][-2:]
+    assert (hidden["token"], hidden["bytes"], last["bytes"]) == ("</s>", None, [ord("r")])
+    assert choice["message"]["content"] == REPLY + "r"
+
+
 def test_top_logprobs_are_best_first_and_carry_exact_bytes(client: httpx.Client) -> None:
     entry = chat(client, logprobs=True, top_logprobs=4, max_tokens=1)["choices"][0]["logprobs"]["content"][0]
     values = [other["logprob"] for other in entry["top_logprobs"]]

@@ -78,6 +78,12 @@ def test_offsets_of_an_answer_without_echo_begin_at_zero(client: httpx.Client) -
     assert got["text_offset"] == [0, 1, 2]
 
 
+def test_a_token_that_is_not_in_the_text_takes_no_room_in_it(client: httpx.Client) -> None:
+    got = arrays(client, echo=False, max_tokens=len(REPLY.encode()) + 2, ignore_eos=True)
+    assert got["tokens"][-2:] == ["</s>", "r"]
+    assert got["text_offset"][-2:] == [len(REPLY)] * 2
+
+
 def test_the_end_of_sequence_is_scored_though_it_is_not_in_the_text(client: httpx.Client) -> None:
     got = arrays(client, echo=False, max_tokens=100)
     assert len(got["tokens"]) == len(REPLY.encode()) + 1

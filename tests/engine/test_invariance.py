@@ -141,6 +141,16 @@ def test_a_choice_is_the_same_however_many_there_are():
         assert bits(two) == {key: value for key, value in bits(five).items() if key[1] < 2}
 
 
+def test_an_answer_goes_on_the_same_from_any_of_its_tokens():
+    """Random numbers belong to a token's place in the sequence, so it can be taken up again as a longer prompt."""
+    requests, answers = requests_of_all_kinds()[:4], alone(torch.bfloat16)
+    for request in requests:
+        answer = answers[request.request_id, 0]
+        longer = make_request("longer", request.prompt_ids + answer.token_ids[:5], **_with(request, max_tokens=7))
+        rest = run(make_engine(model(torch.bfloat16)), [longer])["longer", 0]
+        assert (rest.token_ids, rest.logprobs) == (answer.token_ids[5:], answer.logprobs[5:])
+
+
 def test_greedy_choices_are_all_the_same():
     request = make_request("r", [5, 6, 7, 8], n=6, temperature=0.0, max_tokens=20, logprobs=2, ignore_eos=True)
     answers = run(make_engine(model(torch.bfloat16)), [request])

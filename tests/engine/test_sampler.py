@@ -124,7 +124,8 @@ def test_choices_positions_and_seeds_draw_independently():
 def test_a_rows_token_does_not_depend_on_the_other_rows():
     kinds = [
         {"temperature": 0.0}, {}, {"temperature": 0.6}, {"top_p": 0.9}, {"top_k": 7}, {"typical_p": 0.9},
-        {"min_p": 0.2}, {"logprobs": 5}, {"logit_bias": {1: 9.0}}, {"allowed_token_ids": [5, 6, 7]}, {"top_k": 200, "top_p": 0.99},
+        {"min_p": 0.2}, {"logprobs": 5}, {"logit_bias": {1: 9.0}}, {"allowed_token_ids": [5, 6, 7]},
+        {"top_k": 200, "top_p": 0.99},
     ]  # fmt: skip
     rows = [make_row(seed=seed, **kind) for seed, kind in enumerate(kinds * 5)]
     logits = random_logits(len(rows))

@@ -61,6 +61,19 @@ def test_a_prompt_shares_blocks_with_one_that_still_runs():
     assert chunks_of(engine.step()) == {0: (9, 1), 1: (8, 1)}
 
 
+def test_of_a_prompt_that_is_forgotten_bit_by_bit_the_beginning_is_found_longest():
+    engine = PaperEngine(num_blocks=6, max_model_len=24)
+    engine.scheduler.add(a_request("first", list(range(20)), max_tokens=1))
+    engine.drain()
+    engine.scheduler.add(
+        a_request("other", [9] * 11, max_tokens=1)
+    )  # takes the block that was never named, and two more
+    engine.drain()
+    engine.scheduler.add(a_request("again", list(range(20)), max_tokens=1))
+    engine.drain()
+    assert engine.last["again", 0].num_cached_tokens == 12
+
+
 def test_the_next_turn_finds_what_the_answer_computed():
     engine = PaperEngine()
     engine.scheduler.add(a_request("turn one", [1, 2, 3], max_tokens=10))
@@ -143,12 +156,12 @@ def test_choices_wait_for_the_whole_prompt():
 def test_choices_come_before_requests_that_are_younger():
     engine = PaperEngine(max_num_seqs=2)
     engine.scheduler.add(a_request("many", [1, 2], n=3, max_tokens=3))
-    engine.scheduler.add(a_request("younger", [3], max_tokens=1))
+    for name in ("younger", "youngest"):
+        engine.scheduler.add(a_request(name, [3], max_tokens=1))
     admitted = []
     while engine.scheduler.has_work:
-        admitted.append([new.seq_id for new in engine.step().admitted])
-    assert admitted[0] == [0, 3]
-    assert [seq_id for step in admitted[1:] for seq_id in step] == [1, 2]
+        admitted += [new.seq_id for new in engine.step().admitted]
+    assert admitted == [0, 3, 1, 2, 4]
 
 
 def test_when_the_first_choice_is_aborted_the_next_one_computes_the_prompt():

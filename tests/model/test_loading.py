@@ -15,6 +15,8 @@ from torch import Tensor
 
 from polyserve.errors import ModelLoadError
 from polyserve.model.decoder import Decoder
+from polyserve.model.weights import gguf as gguf_source
+from polyserve.model.weights import source
 from polyserve.model.weights.load import load_model
 from support.checkpoints import Family, make_checkpoint, save, tiny_model
 from support.logits import packed_logits, random_ids, reference_logits
@@ -79,6 +81,26 @@ def test_rotary_frequencies_in_old_llama_files_are_skipped(tmp_path: Path) -> No
         state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(16)
 
     load(rewrite(make_checkpoint(tmp_path, "llama"), add_frequencies))
+
+
+@pytest.mark.parametrize("format", ["safetensors-sharded", "bin", "gguf-q8_0", "gguf-f16"])
+def test_a_tensor_of_many_blocks_is_the_same_tensor(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_checkpoint(tmp_path, "gpt2", format=format)
+    whole = load(path).state_dict()
+    monkeypatch.setattr(source, "BLOCK_BYTES", 2_000)
+    monkeypatch.setattr(source, "RELEASE_BYTES", 30_000)
+    monkeypatch.setattr(gguf_source, "ELEMENTS_AT_A_TIME", 300)
+    monkeypatch.setattr(gguf_source, "ELEMENTS_IN_A_BLOCK", 1_000)
+    for name, tensor in load(path).state_dict().items():
+        assert torch.equal(tensor, whole[name]), name
+
+
+def test_a_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
+    name = "transformer.wpe.weight"
+    path = rewrite(make_checkpoint(tmp_path, "gpt2"), lambda state: state.update({"wpe.weight": state[name].clone()}))
+    assert f"tensors {name} and wpe.weight are the same one" in message_of(path)
 
 
 def test_a_copy_of_the_head_that_differs_is_refused(tmp_path: Path) -> None:

@@ -1,11 +1,9 @@
 """Tiny random checkpoints of every family in every format, with a tiny real tokenizer beside them.
 
-make_checkpoint(folder, "llama")                    what most tests need: a folder (or a .gguf file) that loads, and its
-                                                    tokenizer
-tiny_model("llama"); save(model, folder, "bin")     the same in two steps, for tests that also need the reference model
-Everything follows from the arguments: the same arguments give the same bytes. Weights are drawn so that every part of
-the model matters to the logits: norm weights differ from 1, biases from 0, and the logits' standard deviation is about
-2.
+make_checkpoint(folder, "llama")                    what most tests need: a folder (or .gguf file) and its tokenizer
+tiny_model("llama"), save(model, folder, "bin")     in two steps, for tests that also need the reference model
+Everything follows from the arguments. Weights are drawn so that every part of the model matters to the logits: norm
+weights differ from 1 and biases from 0, and the logits' standard deviation is about 2.
 """
 
 import json
@@ -41,8 +39,7 @@ SHARD_BYTES = 100_000
 
 @dataclass(frozen=True)
 class Sizes:
-    """The shape of a tiny model. BLOOM's `num_heads` of 6 is no power of two, so that both halves of the ALiBi rule are
-    used."""
+    """The shape of a tiny model. 6 heads are no power of two: both halves of BLOOM's ALiBi rule are used."""
 
     vocab_size: int = 512
     hidden_size: int = 96
@@ -94,8 +91,7 @@ def tiny_model(
 
 
 def save(model: PreTrainedModel, folder: Path, format: str = "safetensors", *, family: Family) -> Path:
-    """Write a model and its tokenizer. A quantised GGUF format first rounds the model in place to what the file
-    keeps."""
+    """Write a model and its tokenizer. A GGUF format first rounds the model in place to what the file keeps."""
     folder.mkdir(parents=True, exist_ok=True)
     disable_progress_bar()
     if format in GGUF_FORMATS:
@@ -191,8 +187,7 @@ def _config_of(
 
 
 def _spread(name: str, parameter: torch.Tensor, sizes: Sizes) -> float:
-    """The standard deviation of a matrix: activations stay near 1, logits near 2, and attention is neither flat nor
-    one-hot."""
+    """The standard deviation of a matrix: activations stay near 1, and logits near 2."""
     if any(word in name for word in ("wte", "wpe", "embed", "lm_head")):
         return 2.0 / math.sqrt(sizes.hidden_size)
     num_inputs = parameter.shape[0] if ".c_" in name else parameter.shape[1]

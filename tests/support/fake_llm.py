@@ -138,7 +138,7 @@ class FakeLLM:
         try:
             while texts:
                 await self._disturb(position)
-                for choice in list(texts):
+                for choice in sorted(texts, reverse=True):  # their order is nothing to rely on
                     output = next_output(request_id, choice, position, prompt_ids, params)
                     delta = texts[choice].push(output)
                     if delta.finish_reason is not None:
@@ -177,7 +177,7 @@ def next_output(
     """What the engine sends for the answer's token at `position`."""
     reply = REPLY.encode()
     ended = position == len(reply) and not params.ignore_eos
-    token_id = EOS if ended else reply[(position + (params.seed or 0) + choice) % len(reply)]
+    token_id = EOS if position == len(reply) else reply[(position + (params.seed or 0) + choice) % len(reply)]
     stops = ended or token_id in params.stop_token_ids
     room = MAX_MODEL_LEN - len(prompt_ids)
     last = position + 1 == min(room if params.max_tokens is None else params.max_tokens, room)

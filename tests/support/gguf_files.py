@@ -1,8 +1,10 @@
 """Write a `transformers` model as a GGUF file the way llama.cpp's converter does, tokenizer inside.
 
-What the converter changes   Llama: rows of q and k are interleaved, since its rotary turns neighbouring elements; Gemma
-                             3: 1 is added
-to every norm weight; GPT-2 and BLOOM: matrices become [out, in], BLOOM's fused rows become q | k | v.
+What the converter changes
+    Llama      rows of q and k are interleaved, since its rotary turns neighbouring elements
+    Gemma 3    1 is added to every norm weight
+    GPT-2      matrices become [out, in]
+    BLOOM      fused rows become q | k | v
 Names come from `gguf.get_tensor_name_map`, so that nothing of PolyServe's own tables is used to check them.
 Source   https://github.com/ggml-org/llama.cpp/blob/master/convert_hf_to_gguf.py
 """
@@ -23,8 +25,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def write_gguf(model: PreTrainedModel, path: Path, *, family: str, block_type: str) -> Path:
-    """Write all matrices in `block_type` ("F32", "F16", "BF16", "Q8_0", "Q4_0", ...) and everything one-dimensional in
-    fp32."""
+    """Write matrices in `block_type` ("F32", "F16", "BF16", "Q8_0", "Q4_0", ...), everything one-dimensional in F32."""
     architecture = gguf.MODEL_ARCH[ARCHITECTURES[family]]
     names = gguf.get_tensor_name_map(architecture, 64)
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])

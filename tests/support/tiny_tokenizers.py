@@ -1,5 +1,4 @@
-"""Tiny real tokenizers, written beside tiny checkpoints: a byte-level BPE `tokenizer.json` and a SentencePiece
-`tokenizer.model`.
+"""Tiny real tokenizers, written beside tiny checkpoints: byte-level BPE, or SentencePiece for PolyLM and Gemma.
 
 Both know every byte, so that any text can be encoded, and a few hundred pieces learned from SAMPLE.
 PolyLM   unk 0, bos 1, eos 2, bytes 3 to 258      Gemma   pad 0, eos 1, bos 2, unk 3, bytes 4 to 259

@@ -1,4 +1,4 @@
-"""Rotary positions: of a head's R leading elements each pair (a, b) turns to (a cos - b sin, b cos + a sin), in float32.
+"""Rotary positions: of a head's R leading elements each pair (a, b) turns to (a cos - b sin, b cos + a sin), float32.
 
 Pairs   half layout: elements i and i + R / 2      interleaved: elements 2i and 2i + 1
 Shapes  q [T, Hq, D]   k [T, Hkv, D]   cos, sin [T, R / 2]

@@ -133,7 +133,7 @@ class _Draw:
         rows = (race > self._lead).nonzero().squeeze(1)
         if len(rows) == 0:
             return
-        sums = torch.exp(edited[rows] - tile_lse[rows, None]).double().cumsum(-1)
+        sums = edited[rows].softmax(-1).double().cumsum(-1)
         places = torch.searchsorted(sums, sums[:, -1:] * self._inside[rows, tile, None], right=True)
         self._lead[rows] = race[rows]
         self.ids[rows] = places[:, 0] + first

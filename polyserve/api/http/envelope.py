@@ -1,4 +1,4 @@
-"""What answers of completions and of chat completions have in common, whole or in chunks: the envelope and the usage."""
+"""What answers of completions and of chat completions have in common, whole or in chunks: the envelope and usage."""
 
 import time
 

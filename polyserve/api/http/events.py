@@ -91,7 +91,6 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        return await working
         raise Cancelled("the client went away before the answer was complete")
     finally:
         working.cancel()

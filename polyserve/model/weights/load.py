@@ -1,9 +1,8 @@
-"""A checkpoint becomes a Decoder: names are matched first, all of them, then one tensor at a time is streamed into its
-place.
+"""A checkpoint becomes a Decoder: all names are matched first, then one tensor at a time is streamed into its place.
 
-Nothing is read and no memory is taken before every name and shape is known to fit: tensors that are missing, left over
-or of another shape are errors that name them. A parameter gets its memory when its first tensor arrives, and is written
-in blocks of rows, converted and transposed on the way, so that loading needs the model's own size and little more.
+No weight is read before every name and shape is known to fit: tensors that are missing, left over or of another shape
+are errors that name them. A parameter gets its memory when its first tensor arrives, and is written in blocks of rows,
+converted and transposed on the way, so that loading needs the model's own size and little more.
 """
 
 from collections.abc import Callable
@@ -44,15 +43,14 @@ class Assignment:
 def load_model(path: Path, *, dtype: torch.dtype, max_model_len: int | None = None) -> Decoder:
     """Load what `resolve` found, in `dtype` (norm weights stay in fp32).
 
-    max_model_len: longest sequence that it will be asked for; the model's own limit if not given. Raises
-    ModelLoadError.
+    max_model_len: longest sequence that it will be asked for; default: the model's own limit. Raises ModelLoadError.
     """
     config, table, source = _open(path)
     try:
         model = Decoder(config, dtype=dtype, max_model_len=max_model_len)
     except ValueError as error:
         raise ModelLoadError(f"{path}: {error}") from error
-    names = _names_without_prefix(source, table)
+    names = _names_without_prefix(path, table, source)
     for assignment in _plan(path, model, table, names, source.shapes):
         _fill(model, assignment, source)
     if config.tied_head and table.head in names:
@@ -74,23 +72,25 @@ def _open(path: Path) -> tuple[ModelConfig, NameTable, TensorSource]:
     raise ModelLoadError(f"{path}: has no {' or '.join(FORMATS)}, nor an index of shards")
 
 
-def _names_without_prefix(source: TensorSource, table: NameTable) -> dict[str, str]:
+def _names_without_prefix(path: Path, table: NameTable, source: TensorSource) -> dict[str, str]:
     """Names in the file by what the table calls them; ignored buffers are left out."""
     names: dict[str, str] = {}
     for full_name in source.shapes:
         name = full_name
         for prefix in table.prefixes:
             name = name.removeprefix(prefix)
-        if not table.ignored.fullmatch(name):
-            names[name] = full_name
+        if table.ignored.fullmatch(name):
+            continue
+        if name in names:
+            raise ModelLoadError(f"{path}: tensors {names[name]} and {full_name} are the same one")
+        names[name] = full_name
     return names
 
 
 def _plan(
     path: Path, model: Decoder, table: NameTable, names: dict[str, str], shapes: dict[str, tuple[int, ...]]
 ) -> list[Assignment]:
-    """Where each tensor goes, in the file's order. Raises ModelLoadError unless all of the model is there and nothing
-    else."""
+    """Where each tensor goes, in the file's order. Raises ModelLoadError unless all of the model is there."""
     parameters = dict(model.named_parameters())
     places = _places(table, parameters, model.config.num_layers)
     copies = {table.head} if model.config.tied_head else set()
@@ -136,7 +136,7 @@ def _name_some(names: list[str], word: str) -> list[str]:
 def _has_linear_layout(names: dict[str, str], shapes: dict[str, tuple[int, ...]], places: dict[str, Place]) -> bool:
     """Whether matrices that GPT-2 keeps as [in, out] are [out, in] in this file: PolyLM has been published both ways.
 
-    The first one that is not square tells (c_attn is [h, 3h] or [3h, h]), and square ones are as it is.
+    Square ones (attn.c_proj, and mlp.* if n_inner = n_embd) do not tell; c_attn, [h, 3h] or [3h, h], always does.
     """
     for name, place in places.items():
         shape = shapes[names[name]]
@@ -193,8 +193,7 @@ def _with_memory(model: Decoder, name: str) -> Tensor:
 
 
 def _check_copy_of_words(path: Path, model: Decoder, name: str, source: TensorSource) -> None:
-    """A tied model's file may hold its head once more: refuse one that differs, since tying would then change the
-    answers."""
+    """A tied model's file may hold its head once more: refuse one that differs: tying would change the answers."""
     words = model.embedding.weight
     if source.shapes[name] != tuple(words.shape):
         raise ModelLoadError(

@@ -2,8 +2,7 @@
 
 smollm2, gemma3-270m       models that come as Python packages
 a path                     a folder, or a .gguf file
-owner/name[@revision]      a model on the Hugging Face hub; HF_HUB_OFFLINE and HF_HOME mean what they mean to
-                           `huggingface_hub`
+owner/name[@revision]      a model on the Hugging Face hub; `huggingface_hub` reads HF_HUB_OFFLINE, HF_HOME and so on
 """
 
 import importlib

@@ -81,7 +81,7 @@ def _row_blocks(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def checkpoint_files(folder: Path, name: str) -> list[Path]:
-    """A checkpoint's files in one format: `name`, or the shards that `name`.index.json lists; none if it has neither."""
+    """A checkpoint's files in one format: `name`, or the shards that its index lists; none if it has neither."""
     if (folder / name).is_file():
         return [folder / name]
     index_path = folder / f"{name}.index.json"
