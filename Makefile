@@ -2,8 +2,8 @@
 
 PYTHON := python3
 # Installed before anything else, at one exact version: a wider range, or torch as somebody's dependency, can bring a CUDA
-# build of several gigabytes. Where plain `torch` is a CUDA build, name the index of the CPU builds as well:
-#   make serve TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+# build of several gigabytes. Where this one is a CUDA build too, add the index of the CPU builds:
+#   make serve TORCH="torch==2.13.0 --index-url ..."
 TORCH := torch==2.13.0
 
 MODEL := smollm2

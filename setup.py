@@ -1,4 +1,4 @@
-"""Where the importable packages lie: four top folders, each holding one package named so that nothing generic is installed."""
+"""Where the importable packages lie: `polyserve`, and four folders that hold one package each, named after them."""
 
 from setuptools import find_packages, setup
 
@@ -11,9 +11,7 @@ ROOTS = {
 }
 
 setup(
-    packages=[
-        package for name, root in ROOTS.items() for package in find_packages(root, include=[name, f"{name}.*"])
-    ],
+    packages=[package for name, root in ROOTS.items() for package in find_packages(root, include=[name, f"{name}.*"])],
     package_dir={name: name if root == "." else f"{root}/{name}" for name, root in ROOTS.items()},
     package_data={name: ["py.typed", "**/*.proto", "**/*.jinja", "**/*.pyi"] for name in ROOTS},
 )

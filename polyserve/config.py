@@ -1,8 +1,8 @@
 """What an engine and a server are told at their start: frozen values, each field with its help and its check.
 
-The command line derives its flags from these dataclasses (`polyserve.cli.options`): a field `max_model_len` is the flag
-`--max-model-len`, its metadata is the help, and its check runs here, so that option, default, help and check exist once.
-Flag spellings follow vLLM's where a flag means the same.
+The command line derives its flags from these dataclasses (`polyserve.cli.options`): a field `max_model_len` is the
+flag `--max-model-len`, its metadata is the help, and its check runs here, so that option, default, help and check exist
+once. Flag spellings follow vLLM's where a flag means the same.
 """
 
 from dataclasses import dataclass, field
@@ -25,11 +25,15 @@ class EngineConfig:
 
     model: str = option("smollm2", "a folder, a .gguf file, smollm2, gemma3-270m, or a Hugging Face id with @revision")
     dtype: str = option("bfloat16", "dtype of weights and cache; the residual stream is always fp32", choices=DTYPES)
-    max_model_len: int | None = option(None, "longest sequence in tokens, prompt and answer; default: the model's own limit")
+    max_model_len: int | None = option(
+        None, "longest sequence in tokens, prompt and answer; default: the model's own limit"
+    )
     max_num_seqs: int = option(64, "most sequences that compute in one step")
     max_num_batched_tokens: int = option(512, "most tokens that one step computes; longer prompts go in chunks")
     block_size: int = option(16, "tokens in one block of the KV cache; divides 128")
-    kv_cache_memory_bytes: int | None = option(None, "memory of the KV cache; default: 1 GiB, or one longest sequence if that is more")
+    kv_cache_memory_bytes: int | None = option(
+        None, "memory of the KV cache; default: 1 GiB, or one longest sequence if that is more"
+    )
     enable_prefix_caching: bool = option(True, "reuse the keys and values of prompts that begin alike")
     backend: str | None = option(None, "kernels to use; default: the best one for the device", choices=("reference",))
     threads: int | None = option(None, "CPU threads of the engine; default: the cores this process may use")
@@ -52,7 +56,9 @@ class ServerConfig:
     port: int = option(8000, "HTTP port; 0 takes a free one")
     grpc_port: int = option(50051, "gRPC port; 0 takes a free one")
     served_model_name: str | None = option(None, "the name clients use; default: the model as it was given")
-    chat_template: str | None = option(None, "a jinja file, or polylm-base, polylm-multialpaca, polylm-chat; default: the checkpoint's")
+    chat_template: str | None = option(
+        None, "a jinja file, or polylm-base, polylm-multialpaca, polylm-chat; default: the checkpoint's"
+    )
     max_logprobs: int = option(20, "most alternatives a request may ask for at each token")
     log_level: str = option("info", "least important lines to log", choices=("debug", "info", "warning", "error"))
 

@@ -1,14 +1,17 @@
-"""Every error that a user can meet, and the one table that turns it into an HTTP status, a gRPC code and OpenAI's `type`.
+"""Every error that a user can meet, and the one table that turns it into HTTP status, gRPC code and OpenAI's `type`.
 
-A request's fault is one of these and never ends the engine loop. A bad argument of our own caller is a `ValueError`, a broken
-invariant of ours an `assert`.
+A request's fault is one of these and never ends the engine loop. A bad argument of our own caller is a `ValueError`, a
+broken invariant of ours an `assert`.
 """
 
 from dataclasses import dataclass
 
 
 class PolyServeError(Exception):
-    """`message` is written for the person who sent the request; `param` names the field at fault; `code` is a stable word for programs."""
+    """What went wrong.
+
+    message: for the person who sent the request.  param: the field at fault.  code: a stable word for programs.
+    """
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -46,16 +49,16 @@ class InternalError(PolyServeError):
 
 
 class ModelLoadError(PolyServeError):
-    """A checkpoint is damaged, truncated, foreign or missing. The command line prints the message alone and exits with 2."""
+    """A checkpoint is damaged, truncated, foreign or missing. The command line prints this one line and exits with 2."""
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How one kind of error looks from outside: HTTP status, name of the `grpc.StatusCode`, and `error.type` of OpenAI's error object."""
+    """How one kind of error looks from outside."""
 
     http: int
-    grpc: str
-    openai_type: str
+    grpc: str  # name of the grpc.StatusCode
+    openai_type: str  # `error.type` in the error object
 
 
 _STATUS: dict[type[PolyServeError], Status] = {

@@ -1,5 +1,8 @@
-"""The same request has the same tokens and the same bits of log-probabilities over HTTP, over gRPC and from LLM, streamed or not, alone
-or beside 31 others: in fp32 and in bf16, greedy and seeded. (`tests/engine/test_invariance.py` takes the engine itself apart.)"""
+"""One request, one answer: the same tokens and the same bits of log-probabilities over HTTP, over gRPC and from LLM,
+streamed or not, alone or beside 31 others, in fp32 and in bf16, greedy and seeded.
+
+`tests/engine/test_invariance.py` takes the engine itself apart.
+"""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -8,12 +11,12 @@ from dataclasses import dataclass
 import grpc
 import httpx
 import pytest
-from support.checkpoints import make_checkpoint
-from support.served_model import served
 
 from polyserve import LLM, SamplingParams
 from polyserve.config import EngineConfig
 from polyserve_proto.v1 import polyserve_pb2, polyserve_pb2_grpc
+from support.checkpoints import make_checkpoint
+from support.served_model import served
 
 NUM_REQUESTS = 32
 MAX_TOKENS = 12

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from polyserve.model.config import RopeScaling
 
-_ROWS_AT_A_TIME = 4096
+_ROWS_AT_A_TIME = 512
 
 
 class RotaryTable(nn.Module):

@@ -61,7 +61,7 @@ def test_nothing_leaks_and_nothing_shared_is_written(name):
 
     stats = engine.scheduler.stats
     assert (stats.num_running, stats.num_waiting, stats.num_free_blocks) == (0, 0, stats.num_blocks)
-    assert len(requests) > 500
+    assert len(requests) > 300
     for request in requests.values():
         for choice in range(request.params.n):
             got, known = (
@@ -71,10 +71,10 @@ def test_nothing_leaks_and_nothing_shared_is_written(name):
             whole = (request.request_id, choice) not in left
             assert got == (known if whole else known[: len(got)])
     if name in ("a pool so small that sequences are preempted", "one slow sequence at a time fits"):
-        assert stats.num_preemptions > 100
+        assert stats.num_preemptions > 50
     if name != "no prefix cache":
-        assert stats.prefix_hit_tokens > 1000
-    assert engine.runner.num_copies > 100
+        assert stats.prefix_hit_tokens > 300
+    assert engine.runner.num_copies > 50
 
 
 def _random_request(rng: random.Random, request_id: str, max_model_len: int) -> Request:

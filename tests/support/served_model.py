@@ -1,4 +1,4 @@
-"""`polyserve serve` as users run it: a process of its own on free ports, for tests that need the real engine behind both protocols."""
+"""`polyserve serve` as users run it: a process of its own on free ports, with the real engine behind both protocols."""
 
 import re
 import subprocess
@@ -21,8 +21,9 @@ class Served:
 @contextmanager
 def served(model: Path | str, *flags: str) -> Iterator[Served]:
     """A ready server for as long as the block runs. What it logs appears if the test fails."""
-    command = [Path(sys.executable).with_name("polyserve"), "serve", str(model), "--port", "0", "--grpc-port", "0", *flags]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = Path(sys.executable).with_name("polyserve")
+    ports = ("--port", "0", "--grpc-port", "0")
+    with subprocess.Popen([command, "serve", model, *ports, *flags], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             line = process.stdout.readline()

@@ -3,8 +3,8 @@
 Only tensors are ever unpickled (`weights_only`): a pickle that wants anything else built or called is refused.
 """
 
-import pickle
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ class TorchBinFile:
     def __init__(self, path: Path) -> None:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except pickle.UnpicklingError as error:
+        except UnpicklingError as error:
             raise ModelLoadError(f"{path}: damaged, or holds more than tensors, which is never loaded") from error
         except (RuntimeError, OSError, EOFError, ValueError) as error:
             reason = str(error).partition("\n")[0]
