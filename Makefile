@@ -31,7 +31,7 @@ serve: $(VENV)/.serve  ## serve MODEL=smollm2 on HOST=127.0.0.1, PORT=8000 (HTTP
 	@exec $(BIN)/polyserve serve "$(MODEL)" --host "$(HOST)" --port "$(PORT)" --grpc-port "$(GRPC_PORT)"
 
 test: $(VENV)/.dev  ## run the tests, or those under TESTS=tests/...
-	@$(BIN)/python -m pytest -q -m "not slow" $(TESTS)
+	@$(BIN)/python -m pytest -q -m "not slow" --numprocesses 2 $(TESTS)
 
 lint: $(VENV)/.dev  ## look for faults
 	@$(BIN)/ruff check .

@@ -12,7 +12,7 @@ DTYPES = ("bfloat16", "float32", "float16")
 
 
 def option(default: Any, help: str, *, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field that the command line can show as a flag. A list or dict is a default that every value gets its own copy of."""
+    """A dataclass field that the command line can show as a flag. Every value gets its own copy of a list or dict."""
     metadata = {"help": help, "choices": choices}
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)

@@ -49,7 +49,7 @@ class InternalError(PolyServeError):
 
 
 class ModelLoadError(PolyServeError):
-    """A checkpoint is damaged, truncated, foreign or missing. The command line prints this one line and exits with 2."""
+    """A checkpoint is damaged, truncated, foreign or missing. The command line prints this line and exits with 2."""
 
 
 @dataclass(frozen=True, slots=True)

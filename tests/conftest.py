@@ -1,12 +1,15 @@
-"""Puts `tests/` on the import path, so that tests share builders (`from support.x import y`), and finds the real models
-that come as packages."""
+"""Puts `tests/` on the import path, so that tests share builders (`from support.x import y`), gives torch one thread in
+each process, since workers share the cores, and finds the real models that come as packages."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, here and in the servers that tests start
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests with more threads do not spin while another worker computes
 
 from polyserve.errors import ModelLoadError
 from polyserve.model.weights.resolve import resolve

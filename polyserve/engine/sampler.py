@@ -29,7 +29,8 @@ from polyserve_kernels import ops
 from polyserve_kernels.types import HeadTopK
 
 NUM_SURVIVORS = 128
-MAX_LOGITS = 2**22  # that are held at once for the rows that need all of theirs
+NUM_CANDIDATES = 4096  # that are tried next where survivors are too few, before all of the vocabulary is sorted
+MAX_LOGITS = 2**22  # that are held at once for rows whose survivors are too few
 MIN_TEMPERATURE = 1e-20  # so that no finite logit overflows when divided; as good as greedy
 
 PURPOSE_DRAW = 0  # keys of the random numbers
@@ -129,25 +130,35 @@ class Sampler:
         return drawn.tolist(), certain.tolist()
 
     def _draw_from_all(self, hidden: Tensor, rows: Sequence[SampleRow], lse: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids and raw logits of a few rows, drawn as from survivors, but with all V tokens for survivors."""
+        """Token ids and raw logits of a few rows, drawn as from survivors, but from as many tokens as it takes."""
         edits = gather_edits([row.edits for row in rows], vocab_size=self._vocab_size)
         raw, values = ops.head_logits(
             hidden, self._weight, edits=edits, temperature=_temperatures(rows), soft_cap=self._soft_cap
         )
-        uniforms = _fine_uniforms(rows)
-        token_ids = []
-        for i, row in enumerate(rows):  # one at a time: [V] in float64, a dozen times
-            ordered, ids = torch.sort(values[i], descending=True, stable=True)  # equal values: smaller id first
-            drawn, _ = draw(
-                ordered[None].numpy(),
-                lse[i : i + 1].numpy(),
-                Filters.of([row.params], vocab_size=self._vocab_size),
-                uniforms[i : i + 1],
-                vocab_size=self._vocab_size,
-            )
-            token_ids.append(ids[drawn[0]])
-        chosen = torch.stack(token_ids)
+        uniforms, token_ids = _fine_uniforms(rows), []
+        for i, row in enumerate(rows):  # one at a time: a dozen arrays in float64
+            filters = Filters.of([row.params], vocab_size=self._vocab_size)
+            for num_wanted in (NUM_CANDIDATES, self._vocab_size):
+                ids = _best_first(values[i].numpy(), num_wanted)
+                drawn, certain = draw(
+                    values[i].numpy()[None, ids],
+                    lse[i : i + 1].numpy(),
+                    filters,
+                    uniforms[i : i + 1],
+                    vocab_size=self._vocab_size,
+                )
+                if certain[0]:
+                    token_ids.append(int(ids[drawn[0]]))
+                    break
+        chosen = torch.tensor(token_ids)
         return chosen, raw.gather(1, chosen[:, None])[:, 0]
+
+
+def _best_first(values: NDArray[np.float32], num_wanted: int) -> NDArray[np.int64]:
+    """Ids of the best values, the smaller id first among equals: as many as are wanted, and those equal to the last."""
+    num_wanted = min(num_wanted, len(values))
+    ids = np.flatnonzero(values >= np.partition(values, -num_wanted)[-num_wanted])
+    return ids[np.argsort(-values[ids], kind="stable")]
 
 
 def _temperatures(rows: Sequence[SampleRow]) -> Tensor | None:

@@ -104,8 +104,7 @@ class Scheduler:
     def abort(self, request_id: str, choice: int | None = None) -> None:
         """Forget one choice of a request, or all, without another word. An unknown id has just ended; it is ignored."""
         choices = self._requests.get(request_id, {})
-        ended = [seq for seq in choices.values() if choice is None or seq.choice == choice]
-        for seq in reversed(ended):  # the first last, so that its end does not wake the others
+        for seq in [seq for seq in choices.values() if choice is None or seq.choice == choice]:
             self._end(seq)
 
     def schedule(self) -> Step:

@@ -63,7 +63,10 @@ def main(make_engine: Callable[[EngineConfig], "Engine"] = load_engine) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     faulthandler.enable()
     with open(0, "rb", buffering=0, closefd=False) as lifeline:  # unbuffered: nothing is read ahead of the line
-        start = msgspec.json.decode(lifeline.readline(), type=Start)
+        line = lifeline.readline()
+    if not line:
+        return 0  # the front ended before it said anything
+    start = msgspec.json.decode(line, type=Start)
     set_up_logging(start.log_level)
     threading.Thread(target=_end_with_the_front, args=(Path(start.socket),), name="lifeline", daemon=True).start()
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:

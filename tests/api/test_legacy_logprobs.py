@@ -98,6 +98,16 @@ def test_prompt_logprobs_are_ranked_by_token_id(client: httpx.Client) -> None:
     assert sorted(entry["rank"] for entry in second.values() if entry["rank"]) == [1, 2]
 
 
+@pytest.mark.parametrize(("num_legacy", "num_ranked"), [(2, 5), (5, 2)])
+def test_both_shapes_of_a_prompts_scores_have_their_own_width(
+    client: httpx.Client, num_legacy: int, num_ranked: int
+) -> None:
+    body = {"prompt": [5, 6], "echo": True, "logprobs": num_legacy, "prompt_logprobs": num_ranked, "max_tokens": 0}
+    choice = client.post("/v1/completions", json=body).json()["choices"][0]
+    assert len([entry for entry in choice["prompt_logprobs"][1].values() if entry["rank"]]) == num_ranked
+    assert len(choice["logprobs"]["top_logprobs"][1]) in (num_legacy, num_legacy + 1)
+
+
 def test_echo_of_several_choices_scores_the_prompt_in_each(client: httpx.Client) -> None:
     body = {"prompt": [BOS, 66], "echo": True, "logprobs": 1, "max_tokens": 2, "n": 3}
     choices = client.post("/v1/completions", json=body).json()["choices"]

@@ -113,7 +113,8 @@ def test_the_engines_death_ends_every_stream_and_the_server(checkpoint: Path) ->
 def test_sigint_while_the_model_loads_ends_the_server_with_0(checkpoint: Path) -> None:
     command = [POLYSERVE, "serve", str(checkpoint), "--port", "0", "--grpc-port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        wait_until(lambda: bool(psutil.Process(process.pid).children()))
+        front = psutil.Process(process.pid)
+        wait_until(lambda: any(engine.num_threads() > 1 for engine in front.children()))  # it knows what to load
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=10)
     assert (process.returncode, output, errors) == (0, "", "")

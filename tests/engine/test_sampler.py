@@ -134,8 +134,8 @@ def test_a_rows_token_does_not_depend_on_the_other_rows():
     assert together[::-1] == sample(logits.flip(0), rows[::-1])
 
 
-@pytest.mark.parametrize("num_survivors", [1, 16, 128])
-def test_survivors_give_the_token_that_all_logits_give(monkeypatch, num_survivors):
+@pytest.mark.parametrize(("num_survivors", "num_candidates"), [(1, 2), (16, 60), (128, 150), (128, V)])
+def test_survivors_give_the_token_that_all_logits_give(monkeypatch, num_survivors, num_candidates):
     rng = np.random.default_rng(0)
     rows = [
         make_row(
@@ -154,6 +154,7 @@ def test_survivors_give_the_token_that_all_logits_give(monkeypatch, num_survivor
     monkeypatch.setattr(sampler_module, "NUM_SURVIVORS", V)
     expected = token_ids(logits, rows)
     monkeypatch.setattr(sampler_module, "NUM_SURVIVORS", num_survivors)
+    monkeypatch.setattr(sampler_module, "NUM_CANDIDATES", num_candidates)
     assert token_ids(logits, rows) == expected
 
 

@@ -76,7 +76,7 @@ def test_any_grouping_and_any_head_size_is_as_exact_as_torch(query_heads, kv_hea
 
 
 @options
-def test_a_token_has_the_same_bits_packed_prefilled_in_chunks_and_decoded(option, dtype, threads):
+def test_a_token_has_the_same_bits_packed_prefilled_in_chunks_and_decoded(option, dtype):
     lens = [150, 3, 260, 129]
     q, k, v = heads(sum(lens), 6, 2, 16, dtype)
     packed = ops.attention_varlen(q, k, v, bounds(lens), scale=0.2, **option)
@@ -93,15 +93,18 @@ def test_a_token_has_the_same_bits_when_one_after_the_other_is_decoded(dtype):
     assert torch.equal(decoded, ops.attention_varlen(q, k, v, bounds(lens), scale=0.2))
 
 
-def test_a_sequence_has_the_same_bits_alone_and_at_either_thread_count(dtype):
+@pytest.mark.parametrize(("query_heads", "kv_heads", "size"), [(9, 3, 64), (4, 1, 24)])
+def test_a_sequence_has_the_same_bits_alone_and_at_any_thread_count(query_heads, kv_heads, size, dtype):
     lens = [200, 40, 131, 7]
-    q, k, v = heads(sum(lens), 9, 3, 64, dtype)
+    q, k, v = heads(sum(lens), query_heads, kv_heads, size, dtype)
     together = ops.attention_varlen(q, k, v, bounds(lens), scale=0.2).split(lens)
-    for count in (1, 2):
+    for count in (1, 2, 3):
         torch.set_num_threads(count)
         for rows, expected in zip(torch.arange(sum(lens)).split(lens), together, strict=True):
             alone = ops.attention_varlen(q[rows], k[rows], v[rows], bounds([len(rows)]), scale=0.2)
             assert torch.equal(alone, expected)
+        decoded = by_steps(q, k, v, lens, [[n - 2, n - 1, n] for n in lens])
+        assert torch.equal(decoded, torch.cat(together))
 
 
 def test_bits_are_those_of_small_products_where_large_ones_are_not_trusted(monkeypatch, dtype):

@@ -35,14 +35,14 @@ def random_cuts(num_rows: int) -> list[int]:
     return [b - a for a, b in pairwise(cuts)]
 
 
-@pytest.mark.parametrize("channels", [2, 66, 576, 1300])
+@pytest.mark.parametrize("channels", [2, 66, 576, 1030])
 def test_a_row_has_the_same_bits_in_any_part_of_any_batch(channels, dtype):
     for name, operation in operations(channels, dtype).items():
-        for num_rows in (3, 40, 100):
+        for num_rows in (3, 70):
             x = (2 * torch.randn(num_rows, channels)).to(dtype)
             torch.set_num_threads(1)
             whole = operation(x)
-            for threads in (1, 2):
+            for threads in (1, 2, 3):
                 torch.set_num_threads(threads)
                 parts = torch.cat([operation(part) for part in x.split(random_cuts(num_rows))])
                 assert torch.equal(parts, whole), f"{name} of {num_rows} rows at {threads} threads"

@@ -66,6 +66,15 @@ def test_gguf_keeps_a_llamas_scaling(name: str, tmp_path: Path) -> None:
     assert (got - reference_logits(reference, sequences)[0]).abs().max() < 1e-4
 
 
+def test_gguf_scales_only_those_layers_of_gemma3_that_see_everything(tmp_path: Path) -> None:
+    rope = {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}}
+    reference = tiny_model("gemma3", config={"rope_parameters": rope})
+    path = save(reference, tmp_path, "gguf-f32", family="gemma3")
+    sequences = random_ids(100)
+    got = packed_logits(load_model(path, dtype=torch.float32), sequences)[0]
+    assert (got - reference_logits(reference, sequences)[0]).abs().max() < 1e-4
+
+
 def test_dynamic_scaling_is_that_of_the_longest_sequence_served(tmp_path: Path) -> None:
     reference = tiny_model("llama", config={"rope_parameters": BASE | SCALINGS["dynamic"]})  # trained length 128
     path = save(reference, tmp_path, family="llama")

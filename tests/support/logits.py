@@ -37,34 +37,39 @@ def packed_logits(model: Decoder, sequences: list[list[int]]) -> list[Tensor]:
         return list(head_logits(model, hidden).split(lengths))
 
 
-def served_logits(model: Decoder, sequence: list[int], *, chunks: list[int]) -> Tensor:
-    """[length, V] float32, computed through a paged cache in chunks of these lengths."""
-    num_blocks = -(-len(sequence) // BLOCK_SIZE)
+def served_logits(model: Decoder, sequences: list[list[int]], steps: list[list[tuple[int, int]]]) -> list[Tensor]:
+    """[length, V] float32 for each sequence, computed through a paged cache.
+
+    A step lists (sequence, number of its next tokens); those with one token come first.
+    """
     config = model.config
-    shape = (num_blocks, BLOCK_SIZE, config.num_kv_heads, config.head_size)
+    num_blocks = max(-(-len(sequence) // BLOCK_SIZE) for sequence in sequences)  # of one sequence
+    shape = (num_blocks * len(sequences), BLOCK_SIZE, config.num_kv_heads, config.head_size)
     k_caches = [torch.zeros(shape, dtype=model.dtype) for _ in range(config.num_layers)]
     v_caches = [torch.zeros(shape, dtype=model.dtype) for _ in range(config.num_layers)]
-    block_tables = torch.arange(num_blocks - 1, -1, -1, dtype=torch.int32)[None]  # blocks lie in any order
-    parts: list[Tensor] = []
-    start = 0
-    for length in chunks:
-        positions = torch.arange(start, start + length)
-        slots = block_tables[0][positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
+    blocks = torch.arange(shape[0], dtype=torch.int32).flip(0).view(len(sequences), num_blocks)  # they lie in any order
+    done = [0] * len(sequences)
+    rows: list[list[Tensor]] = [[] for _ in sequences]
+    for step in steps:
+        spans = [(number, torch.arange(done[number], done[number] + count)) for number, count in step]
+        slots = [blocks[number][span // BLOCK_SIZE] * BLOCK_SIZE + span % BLOCK_SIZE for number, span in spans]
+        counts = [count for _, count in step]
         context = PagedContext(
             k_caches=k_caches,
             v_caches=v_caches,
-            slot_mapping=slots.long(),
-            block_tables=block_tables,
-            seq_lens=torch.tensor([start + length], dtype=torch.int32),
-            cu_seqlens_q=torch.tensor([0, length], dtype=torch.int32),
-            num_decodes=1 if length == 1 else 0,
+            slot_mapping=torch.cat(slots).long(),
+            block_tables=blocks[[number for number, _ in step]],
+            seq_lens=torch.tensor([done[number] + count for number, count in step], dtype=torch.int32),
+            cu_seqlens_q=torch.tensor([0, *itertools.accumulate(counts)], dtype=torch.int32),
+            num_decodes=counts.count(1),
         )
+        token_ids = torch.cat([torch.tensor(sequences[number])[span] for number, span in spans])
         with torch.inference_mode():
-            hidden = model(torch.tensor(sequence[start : start + length]), positions, context)
-            parts.append(head_logits(model, hidden))
-        start += length
-    assert start == len(sequence)
-    return torch.cat(parts)
+            logits = head_logits(model, model(token_ids, torch.cat([span for _, span in spans]), context))
+        for (number, count), part in zip(step, logits.split(counts), strict=True):
+            done[number] += count
+            rows[number].append(part)
+    return [torch.cat(parts) for parts in rows]
 
 
 def reference_logits(model: PreTrainedModel, sequences: list[list[int]]) -> list[Tensor]:

@@ -121,7 +121,7 @@ def _attend_batch(q_rows: Tensor, k_rows: Tensor, v_rows: Tensor, batch: Batch, 
         state = _fold(state, _partial(scores, v))
     assert state is not None
     _, total, o = state
-    return (o / total + 0.0).flatten(0, 1)  # + 0: zeros have one sign, whichever tiles a row passed through
+    return (o / total).flatten(0, 1)
 
 
 def _by_position(scores: Tensor, batch: Batch, step: Step, slopes: Tensor | None) -> Tensor:
@@ -157,14 +157,17 @@ def _fold(state: State | None, partial: State) -> State:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a [P, R, X] times b [P, X, Y]."""
-    num_rows, inner = a.shape[1:]
-    if num_rows == ROW_TILE or _same_bits(num_rows, inner, b.shape[2], torch.get_num_threads()):
+    """a [P, R, X] times b [P, X, Y]. Always of two matrices or more: one alone torch may cut up among threads."""
+    num_products, num_rows, inner = a.shape
+    if num_products == 1 and num_rows == ROW_TILE:
+        return torch.bmm(a.expand(2, -1, -1), b.expand(2, -1, -1))[:1]
+    if num_products > 1 and (num_rows == ROW_TILE or _same_bits(num_rows, inner, b.shape[2], torch.get_num_threads())):
         return torch.bmm(a, b)
     return _product_in_tiles(a, b)
 
 
 def _product_in_tiles(a: Tensor, b: Tensor) -> Tensor:
+    """The same in products of ROW_TILE rows, two or more from each of a's matrices."""
     tiles = a.reshape(len(a), -1, ROW_TILE, a.shape[2])
     return torch.stack([torch.bmm(x, y.expand(len(x), -1, -1)) for x, y in zip(tiles, b, strict=True)]).flatten(1, 2)
 

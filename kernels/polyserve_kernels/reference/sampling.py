@@ -75,8 +75,9 @@ def logit_tiles(hidden: Tensor, weight: Tensor, soft_cap: float | None) -> Itera
     """First id and raw logits [S, n] float32 of each tile, in ascending order."""
     rows = fill_up(hidden)
     for first in range(0, len(weight), VOCAB_TILE):
-        products = [tile_product(tile, rows) for tile in weight_tiles(weight[first : first + VOCAB_TILE])]
-        raw = torch.cat(products).t()[: len(hidden)].contiguous()
+        part = weight[first : first + VOCAB_TILE]
+        products = torch.cat([tile_product(tile, rows) for tile in weight_tiles(part)])  # [n, P], filled up
+        raw = products[: len(part), : len(hidden)].t().contiguous()
         yield first, raw if soft_cap is None else soft_cap * torch.tanh(raw / soft_cap)
 
 

@@ -21,8 +21,10 @@ class LogSumExp:
     def add(self, x: Tensor) -> Tensor:
         """Fold a tile [S, n] in. Returns the tile's own log-sum-exp [S]."""
         tile_m = x.amax(-1)
-        # the largest share is 1 / total; softmax is fast where torch.exp is not, on numbers far below the maximum
-        tile_total = x.softmax(-1).amax(-1).reciprocal().masked_fill(tile_m == -torch.inf, 0.0)
+        shares = x.softmax(
+            -1
+        )  # fast where torch.exp is not: on numbers far below the maximum, whose share is 1 / total
+        tile_total = (shares.sum(-1) / shares.amax(-1)).masked_fill(tile_m == -torch.inf, 0.0)
         tile_m = tile_m.clamp(min=_LOWEST)
         m = torch.maximum(self._m, tile_m)
         self._total = self._total * torch.exp(self._m - m) + tile_total * torch.exp(tile_m - m)
