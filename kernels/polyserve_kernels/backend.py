@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from polyserve_kernels.types import HeadTopK, LogitEdits
+from polyserve_kernels.types import BlockCache, HeadTopK, LogitEdits, Scoring
 
 
 class Backend(Protocol):
@@ -41,55 +41,30 @@ class Backend(Protocol):
         v: Tensor,
         cos: Tensor | None,
         sin: Tensor | None,
-        k_cache: Tensor,
-        v_cache: Tensor,
+        cache: BlockCache,
         slot_mapping: Tensor,
         *,
         interleaved: bool,
     ) -> Tensor: ...
 
-    def copy_blocks(self, k_cache: Tensor, v_cache: Tensor, pairs: Tensor) -> None: ...
+    def copy_blocks(self, cache: BlockCache, pairs: Tensor) -> None: ...
 
     def attention_varlen(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cu_seqlens: Tensor,
-        *,
-        scale: float,
-        alibi_slopes: Tensor | None,
-        window: int | None,
-        soft_cap: float | None,
-    ) -> Tensor: ...
+        self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scoring: Scoring
+    ) -> tuple[Tensor, Tensor]: ...
 
     def paged_prefill(
         self,
         q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
+        cache: BlockCache,
         block_tables: Tensor,
         seq_lens: Tensor,
         cu_seqlens_q: Tensor,
-        *,
-        scale: float,
-        alibi_slopes: Tensor | None,
-        window: int | None,
-        soft_cap: float | None,
+        scoring: Scoring,
     ) -> Tensor: ...
 
     def paged_decode(
-        self,
-        q: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        block_tables: Tensor,
-        seq_lens: Tensor,
-        *,
-        scale: float,
-        alibi_slopes: Tensor | None,
-        window: int | None,
-        soft_cap: float | None,
+        self, q: Tensor, cache: BlockCache, block_tables: Tensor, seq_lens: Tensor, scoring: Scoring
     ) -> Tensor: ...
 
     def num_vocab_tiles(self, vocab_size: int, channels: int) -> int: ...

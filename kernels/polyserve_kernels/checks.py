@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from polyserve_kernels.types import KEY_TILE, LogitEdits
+from polyserve_kernels.types import KEY_TILE, BlockCache, LogitEdits, Scoring
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+SCALED = (torch.int8, torch.float8_e4m3fn)  # cache dtypes whose numbers have a scale for each token and head
 
 
 def check_shape(name: str, x: Tensor, wanted: Sequence[int | str]) -> None:
@@ -101,37 +102,52 @@ def check_angles(q: Tensor, cos: Tensor, sin: Tensor) -> None:
     check_together(q=q, cos=cos, sin=sin)
 
 
-def check_caches(k_cache: Tensor, v_cache: Tensor, kv_heads: int | str, head_size: int | str) -> None:
-    check_shape("k_cache", k_cache, ("num_blocks", "block_size", kv_heads, head_size))
-    check_shape("v_cache", v_cache, k_cache.shape)
-    check_dtype("k_cache", k_cache, *FLOATS)
-    check_dtype("v_cache", v_cache, k_cache.dtype)
-    check_contiguous("k_cache", k_cache)
-    check_contiguous("v_cache", v_cache)
-    if k_cache.shape[1] == 0 or KEY_TILE % k_cache.shape[1]:
-        raise ValueError(f"block_size must divide {KEY_TILE}, got {k_cache.shape[1]}")
-    check_together(k_cache=k_cache, v_cache=v_cache)
+def check_cache(cache: BlockCache, kv_heads: int | str, head_size: int | str) -> None:
+    check_shape("cache.k", cache.k, ("num_blocks", "block_size", kv_heads, head_size))
+    check_shape("cache.v", cache.v, cache.k.shape)
+    check_dtype("cache.k", cache.k, *FLOATS, *SCALED)
+    check_dtype("cache.v", cache.v, cache.k.dtype)
+    check_contiguous("cache.k", cache.k)
+    check_contiguous("cache.v", cache.v)
+    if cache.k.shape[1] == 0 or KEY_TILE % cache.k.shape[1]:
+        raise ValueError(f"block_size must divide {KEY_TILE}, got {cache.k.shape[1]}")
+    scaled = cache.k.dtype in SCALED
+    for name, scales in (("cache.k_scales", cache.k_scales), ("cache.v_scales", cache.v_scales)):
+        if (scales is not None) != scaled:
+            wanted = "are needed" if scaled else "must be None"
+            raise ValueError(f"{name} {wanted} for a cache in {_word(cache.k.dtype)}, got {_given(scales)}")
+        if scales is not None:
+            check_shape(name, scales, cache.k.shape[:3])
+            check_dtype(name, scales, torch.float32)
+            check_contiguous(name, scales)
+    if cache.k.dtype == torch.float8_e4m3fn and cache.k.is_cuda:
+        capability = torch.cuda.get_device_capability(cache.k.device)
+        if capability < (8, 9):
+            raise ValueError(
+                f"a cache in float8_e4m3fn needs a GPU of sm_89 or later, got sm_{capability[0]}{capability[1]}"
+            )
+    check_together(k=cache.k, v=cache.v, k_scales=cache.k_scales, v_scales=cache.v_scales)
 
 
-def check_paged(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, seq_lens: Tensor) -> None:
+def check_paged(q: Tensor, cache: BlockCache, block_tables: Tensor, seq_lens: Tensor) -> None:
     check_shape("q", q, ("T", "Hq", "D"))
     check_dtype("q", q, *FLOATS)
-    check_caches(k_cache, v_cache, "Hkv", q.shape[2])
-    check_groups(q.shape[1], k_cache.shape[2])
+    check_cache(cache, "Hkv", q.shape[2])
+    check_groups(q.shape[1], cache.k.shape[2])
     check_shape("block_tables", block_tables, ("S", "max_blocks"))
     check_shape("seq_lens", seq_lens, (block_tables.shape[0],))
     check_dtype("block_tables", block_tables, torch.int32)
     check_dtype("seq_lens", seq_lens, torch.int32)
-    check_together(q=q, k_cache=k_cache, block_tables=block_tables, seq_lens=seq_lens)
+    check_together(q=q, cache=cache.k, block_tables=block_tables, seq_lens=seq_lens)
 
 
-def check_attention(q: Tensor, alibi_slopes: Tensor | None, window: int | None, soft_cap: float | None) -> None:
-    if alibi_slopes is not None:
-        check_shape("alibi_slopes", alibi_slopes, (q.shape[1],))
-        check_dtype("alibi_slopes", alibi_slopes, torch.float32)
-        check_together(q=q, alibi_slopes=alibi_slopes)
-    check_positive("window", window)
-    check_positive("soft_cap", soft_cap)
+def check_scoring(q: Tensor, scoring: Scoring) -> None:
+    if scoring.alibi_slopes is not None:
+        check_shape("alibi_slopes", scoring.alibi_slopes, (q.shape[1],))
+        check_dtype("alibi_slopes", scoring.alibi_slopes, torch.float32)
+        check_together(q=q, alibi_slopes=scoring.alibi_slopes)
+    check_positive("window", scoring.window)
+    check_positive("soft_cap", scoring.soft_cap)
 
 
 def check_head(
@@ -173,3 +189,7 @@ def check_num_top(num_top: int, vocab_size: int) -> None:
 
 def _word(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _given(x: Tensor | None) -> str:
+    return "none" if x is None else f"{_word(x.dtype)} {list(x.shape)}"

@@ -12,7 +12,7 @@ Errors       ValueError with what was wanted and what came, before anything is c
              looked at.
 """
 
-from typing import overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -20,8 +20,7 @@ from torch import Tensor
 from polyserve_kernels.checks import (
     FLOATS,
     check_angles,
-    check_attention,
-    check_caches,
+    check_cache,
     check_dtype,
     check_gated,
     check_head,
@@ -29,12 +28,13 @@ from polyserve_kernels.checks import (
     check_norm,
     check_num_top,
     check_paged,
+    check_scoring,
     check_shape,
     check_together,
     out_dtype_of,
 )
 from polyserve_kernels.dispatch import backend
-from polyserve_kernels.types import HeadTopK, LogitEdits
+from polyserve_kernels.types import BlockCache, HeadTopK, LogitEdits, Scoring
 
 
 def matmul(x: Tensor, w: Tensor, bias: Tensor | None = None, *, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -153,16 +153,15 @@ def rotary_write_kv(
     v: Tensor,
     cos: Tensor | None,
     sin: Tensor | None,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    cache: BlockCache,
     slot_mapping: Tensor,
     *,
     interleaved: bool = False,
 ) -> Tensor:
-    """Rotate q and k as `rotary` does, and write k and v into their slots.  Writes to k_cache and v_cache.
+    """Rotate q and k as `rotary` does, and write k and v into their slots.  Writes to the tensors of cache.
 
     q: [T, Hq, D].  k, v: [T, Hkv, D].  cos, sin: [T, R / 2] float32, or both None: no rotation.
-    k_cache, v_cache: [num_blocks, block_size, Hkv, D], contiguous; k and v are rounded to their dtype.
+    cache: `BlockCache`; k and v are rounded to its dtype, or divided by scales of their own, which are written too.
     slot_mapping: [T] int64, block * block_size + offset, none twice; at -1 nothing is written.
     Returns rotated q.
     """
@@ -171,26 +170,26 @@ def rotary_write_kv(
         raise ValueError("cos and sin must be given together, got one of them")
     if cos is not None and sin is not None:
         check_angles(q, cos, sin)
-    check_caches(k_cache, v_cache, k.shape[1], k.shape[2])
+    check_cache(cache, k.shape[1], k.shape[2])
     check_shape("slot_mapping", slot_mapping, (q.shape[0],))
     check_dtype("slot_mapping", slot_mapping, torch.int64)
-    check_together(q=q, k_cache=k_cache, slot_mapping=slot_mapping)
-    return backend(q.device).rotary_write_kv(q, k, v, cos, sin, k_cache, v_cache, slot_mapping, interleaved=interleaved)
+    check_together(q=q, cache=cache.k, slot_mapping=slot_mapping)
+    return backend(q.device).rotary_write_kv(q, k, v, cos, sin, cache, slot_mapping, interleaved=interleaved)
 
 
-def copy_blocks(k_cache: Tensor, v_cache: Tensor, pairs: Tensor) -> None:
-    """Copy whole blocks inside one layer's caches.  Writes to k_cache and v_cache.
+def copy_blocks(cache: BlockCache, pairs: Tensor) -> None:
+    """Copy whole blocks, their scales included, inside one layer's cache.  Writes to the tensors of cache.
 
-    k_cache, v_cache: [num_blocks, block_size, Hkv, D], contiguous.
     pairs: [P, 2] int64, (source, destination); no destination stands twice or is a source.
     """
-    check_caches(k_cache, v_cache, "Hkv", "D")
+    check_cache(cache, "Hkv", "D")
     check_shape("pairs", pairs, ("P", 2))
     check_dtype("pairs", pairs, torch.int64)
-    check_together(k_cache=k_cache, pairs=pairs)
-    backend(k_cache.device).copy_blocks(k_cache, v_cache, pairs)
+    check_together(cache=cache.k, pairs=pairs)
+    backend(cache.k.device).copy_blocks(cache, pairs)
 
 
+@overload
 def attention_varlen(
     q: Tensor,
     k: Tensor,
@@ -201,7 +200,33 @@ def attention_varlen(
     alibi_slopes: Tensor | None = None,
     window: int | None = None,
     soft_cap: float | None = None,
-) -> Tensor:
+    return_lse: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def attention_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    scale: float,
+    alibi_slopes: Tensor | None = None,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+def attention_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    scale: float,
+    alibi_slopes: Tensor | None = None,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Causal attention of packed sequences, each to itself alone.
 
     q: [T, Hq, D].  k, v: [T, Hkv, D].  All of one dtype.
@@ -209,23 +234,23 @@ def attention_varlen(
     scale: multiplies q.k, usually D ** -0.5.  soft_cap: score becomes soft_cap * tanh(score / soft_cap).
     alibi_slopes: [Hq] float32; then adds slope * (key position - query position) to the score.
     window: the query at position i sees the keys at i - window < j <= i.
-    Returns [T, Hq, D] in q's dtype.
+    Returns [T, Hq, D] in q's dtype; with return_lse also the log-sum-exp of each row's scores, [T, Hq] float32, through
+    which no gradient passes.
     Source: https://arxiv.org/abs/2205.14135
     """
     check_heads(q, k, v)
-    check_attention(q, alibi_slopes, window, soft_cap)
+    scoring = Scoring(scale=scale, soft_cap=soft_cap, alibi_slopes=alibi_slopes, window=window)
+    check_scoring(q, scoring)
     check_shape("cu_seqlens", cu_seqlens, ("S + 1",))
     check_dtype("cu_seqlens", cu_seqlens, torch.int32)
     check_together(q=q, cu_seqlens=cu_seqlens)
-    return backend(q.device).attention_varlen(
-        q, k, v, cu_seqlens, scale=scale, alibi_slopes=alibi_slopes, window=window, soft_cap=soft_cap
-    )
+    out, lse = backend(q.device).attention_varlen(q, k, v, cu_seqlens, scoring)
+    return (out, lse) if return_lse else out
 
 
 def paged_prefill(
     q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    cache: BlockCache,
     block_tables: Tensor,
     seq_lens: Tensor,
     cu_seqlens_q: Tensor,
@@ -238,27 +263,24 @@ def paged_prefill(
     """Causal attention of each sequence's last tokens to its cached keys, their own included.
 
     q: [T, Hq, D].
-    k_cache, v_cache: [num_blocks, block_size, Hkv, D], contiguous, their dtype may differ; block_size divides 128.
+    cache: `BlockCache`, its dtype may differ from q's; block_size divides 128.
     block_tables: [S, max_blocks] int32, row s lists sequence s's blocks in order, -1 after the last.
     seq_lens: [S] int32, in tokens, counting the new ones.
     cu_seqlens_q: [S + 1] int32, the first row of each sequence in q, then T.  A sequence may have no row.
     Row r of a sequence with n rows stands at position seq_len - n + r.  Options and result as for `attention_varlen`.
     """
-    check_paged(q, k_cache, v_cache, block_tables, seq_lens)
-    check_attention(q, alibi_slopes, window, soft_cap)
+    check_paged(q, cache, block_tables, seq_lens)
+    scoring = Scoring(scale=scale, soft_cap=soft_cap, alibi_slopes=alibi_slopes, window=window)
+    check_scoring(q, scoring)
     check_shape("cu_seqlens_q", cu_seqlens_q, (seq_lens.shape[0] + 1,))
     check_dtype("cu_seqlens_q", cu_seqlens_q, torch.int32)
     check_together(q=q, cu_seqlens_q=cu_seqlens_q)
-    return backend(q.device).paged_prefill(
-        q, k_cache, v_cache, block_tables, seq_lens, cu_seqlens_q,
-        scale=scale, alibi_slopes=alibi_slopes, window=window, soft_cap=soft_cap,
-    )  # fmt: skip
+    return backend(q.device).paged_prefill(q, cache, block_tables, seq_lens, cu_seqlens_q, scoring)
 
 
 def paged_decode(
     q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    cache: BlockCache,
     block_tables: Tensor,
     seq_lens: Tensor,
     *,
@@ -272,13 +294,11 @@ def paged_decode(
     q: [S, Hq, D].  The rest as for `paged_prefill`.  Returns [S, Hq, D] in q's dtype; zeros where seq_lens is 0.
     Source: https://arxiv.org/abs/2309.06180, section 4.1; partials over keys as in Flash-Decoding (Dao et al., 2023)
     """
-    check_paged(q, k_cache, v_cache, block_tables, seq_lens)
-    check_attention(q, alibi_slopes, window, soft_cap)
+    check_paged(q, cache, block_tables, seq_lens)
+    scoring = Scoring(scale=scale, soft_cap=soft_cap, alibi_slopes=alibi_slopes, window=window)
+    check_scoring(q, scoring)
     check_shape("q", q, (seq_lens.shape[0], "Hq", "D"))
-    return backend(q.device).paged_decode(
-        q, k_cache, v_cache, block_tables, seq_lens,
-        scale=scale, alibi_slopes=alibi_slopes, window=window, soft_cap=soft_cap,
-    )  # fmt: skip
+    return backend(q.device).paged_decode(q, cache, block_tables, seq_lens, scoring)
 
 
 def num_vocab_tiles(vocab_size: int, channels: int, *, device: torch.device | None = None) -> int:

@@ -1,6 +1,6 @@
 """The values that operations take and give besides tensors, all frozen, and the one number that callers must know.
 
-S rows   E edits   K candidates   N top entries   V vocabulary
+S rows   E edits   K candidates   N top entries   V vocabulary   Hq, Hkv heads of size D
 """
 
 from dataclasses import dataclass
@@ -8,6 +8,30 @@ from dataclasses import dataclass
 from torch import Tensor
 
 KEY_TILE = 128  # keys of one attention partial, at absolute positions; a block of the cache divides it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scoring:
+    """How a query's product with a key becomes a score: times scale, then the soft cap, then ALiBi, then the window."""
+
+    scale: float
+    soft_cap: float | None = None  # soft_cap * tanh(score / soft_cap)
+    alibi_slopes: Tensor | None = None  # [Hq] float32; adds slope * (key position - query position)
+    window: int | None = None  # the query at position i sees the keys at i - window < j <= i
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCache:
+    """One layer's keys and values in blocks: a token has the slot block * block_size + offset.
+
+    Floats are stored rounded to the cache's dtype. int8 and float8_e4m3fn are stored divided by a scale of their own
+    for each token and head, the largest magnitude over the dtype's largest number: stored * scale is what is attended.
+    """
+
+    k: Tensor  # [num_blocks, block_size, Hkv, D], contiguous
+    v: Tensor
+    k_scales: Tensor | None = None  # [num_blocks, block_size, Hkv] float32, contiguous; None for floats
+    v_scales: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

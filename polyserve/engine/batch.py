@@ -59,8 +59,7 @@ def make_batch(step: Step, sequences: Mapping[int, KnownSequence], cache: KVCach
     positions = np.arange(len(row_seqs)) + (starts - first_rows[:-1])[row_seqs]
     blocks, offsets = tables[row_seqs, positions // cache.block_size].astype(np.int64), positions % cache.block_size
     context = PagedContext(
-        k_caches=cache.keys,
-        v_caches=cache.values,
+        caches=cache.layers,
         slot_mapping=torch.from_numpy(blocks * cache.block_size + offsets),
         block_tables=torch.from_numpy(tables),
         seq_lens=torch.from_numpy((starts + lengths).astype(np.int32)),

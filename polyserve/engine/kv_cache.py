@@ -11,22 +11,22 @@ import torch
 from torch import Tensor
 
 from polyserve.model.config import ModelConfig
+from polyserve_kernels.types import BlockCache
 
 DEFAULT_BYTES = 2**30
 
 
 @dataclass(frozen=True, slots=True)
 class KVCache:
-    keys: list[Tensor]  # one a layer
-    values: list[Tensor]
+    layers: list[BlockCache]
 
     @property
     def num_blocks(self) -> int:
-        return self.keys[0].shape[0]
+        return self.layers[0].k.shape[0]
 
     @property
     def block_size(self) -> int:
-        return self.keys[0].shape[1]
+        return self.layers[0].k.shape[1]
 
 
 def bytes_per_block(config: ModelConfig, *, block_size: int, dtype: torch.dtype) -> int:
@@ -49,7 +49,8 @@ def num_blocks_for(
 
 def allocate(config: ModelConfig, *, num_blocks: int, block_size: int, dtype: torch.dtype) -> KVCache:
     shape = (config.num_layers, num_blocks, block_size, config.num_kv_heads, config.head_size)
-    return KVCache(keys=list(_lazy_zeros(shape, dtype)), values=list(_lazy_zeros(shape, dtype)))
+    keys, values = _lazy_zeros(shape, dtype), _lazy_zeros(shape, dtype)
+    return KVCache([BlockCache(*layer) for layer in zip(keys, values, strict=True)])
 
 
 def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -72,8 +72,8 @@ class ModelRunner:
     def _copy(self, copies: list[tuple[int, int]]) -> None:
         if copies:
             pairs = torch.tensor(copies)
-            for keys, values in zip(self._cache.keys, self._cache.values, strict=True):
-                ops.copy_blocks(keys, values, pairs)
+            for layer in self._cache.layers:
+                ops.copy_blocks(layer, pairs)
 
     def _score_prompts(self, batch: Batch, hidden: Tensor) -> tuple[list[PromptLogprobs], list[Failed]]:
         """Log-probabilities of the prompt tokens that come right after one of this step."""

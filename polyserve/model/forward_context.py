@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from polyserve_kernels import ops
+from polyserve_kernels.types import BlockCache
 
 Rotary = tuple[Tensor, Tensor]  # cos and sin, [T, R / 2] float32 each
 
@@ -37,8 +38,7 @@ class ForwardContext(Protocol):
 class PagedContext:
     """Rows lie sequence after sequence; the first `num_decodes` sequences have one new token each."""
 
-    k_caches: list[Tensor]  # one a layer, [num_blocks, block_size, Hkv, D]
-    v_caches: list[Tensor]
+    caches: list[BlockCache]  # one a layer
     slot_mapping: Tensor  # [T] int64
     block_tables: Tensor  # [S, max_blocks] int32, -1 after the last
     seq_lens: Tensor  # [S] int32, counting the new tokens
@@ -46,17 +46,16 @@ class PagedContext:
     num_decodes: int
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rotary: Rotary | None, spec: AttentionSpec) -> Tensor:
-        k_cache, v_cache = self.k_caches[layer], self.v_caches[layer]
+        cache = self.caches[layer]
         cos, sin = rotary if rotary is not None else (None, None)
-        q = ops.rotary_write_kv(q, k, v, cos, sin, k_cache, v_cache, self.slot_mapping, interleaved=spec.interleaved)
+        q = ops.rotary_write_kv(q, k, v, cos, sin, cache, self.slot_mapping, interleaved=spec.interleaved)
         n = self.num_decodes
         parts: list[Tensor] = []
         if n:
             parts.append(
                 ops.paged_decode(
                     q[:n],
-                    k_cache,
-                    v_cache,
+                    cache,
                     self.block_tables[:n],
                     self.seq_lens[:n],
                     scale=spec.scale,
@@ -69,8 +68,7 @@ class PagedContext:
             parts.append(
                 ops.paged_prefill(
                     q[n:],
-                    k_cache,
-                    v_cache,
+                    cache,
                     self.block_tables[n:],
                     self.seq_lens[n:],
                     self.cu_seqlens_q[n:] - n,

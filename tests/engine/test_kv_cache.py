@@ -4,7 +4,7 @@ import psutil
 import pytest
 import torch
 
-from polyserve.engine.kv_cache import allocate, bytes_per_block, num_blocks_for
+from polyserve.engine.kv_cache import KVCache, allocate, bytes_per_block, num_blocks_for
 from support.tiny_decoder import tiny_config
 
 GIB = 2**30
@@ -13,6 +13,10 @@ GIB = 2**30
 def blocks_for(memory_bytes, **changes):
     sizes = {"block_bytes": 2**20, "block_size": 16, "max_model_len": 2048, "max_num_seqs": 64}
     return num_blocks_for(memory_bytes, **(sizes | changes))
+
+
+def tensors(cache: KVCache) -> list[torch.Tensor]:
+    return [layer.k for layer in cache.layers] + [layer.v for layer in cache.layers]
 
 
 def test_a_block_has_keys_and_values_of_every_layer():
@@ -38,8 +42,8 @@ def test_there_are_never_more_blocks_than_could_be_in_use(memory_bytes):
 
 def test_keys_and_values_of_a_layer_begin_as_zeros_and_are_contiguous():
     cache = allocate(tiny_config(), num_blocks=5, block_size=4, dtype=torch.bfloat16)
-    assert (len(cache.keys), cache.num_blocks, cache.block_size) == (2, 5, 4)
-    for tensor in cache.keys + cache.values:
+    assert (len(cache.layers), cache.num_blocks, cache.block_size) == (2, 5, 4)
+    for tensor in tensors(cache):
         assert tensor.shape == (5, 4, 2, 16)
         assert tensor.is_contiguous()
         assert not tensor.any()
@@ -47,13 +51,13 @@ def test_keys_and_values_of_a_layer_begin_as_zeros_and_are_contiguous():
 
 def test_layers_do_not_overlap():
     cache = allocate(tiny_config(), num_blocks=5, block_size=4, dtype=torch.float32)
-    for number, tensor in enumerate(cache.keys + cache.values):
+    for number, tensor in enumerate(tensors(cache)):
         tensor.fill_(number)
-    assert [tensor.unique().tolist() for tensor in cache.keys + cache.values] == [[0], [1], [2], [3]]
+    assert [tensor.unique().tolist() for tensor in tensors(cache)] == [[0], [1], [2], [3]]
 
 
 def test_blocks_that_are_never_used_cost_no_memory():
     before = psutil.Process().memory_info().rss
     cache = allocate(tiny_config(), num_blocks=2**17, block_size=16, dtype=torch.float32)  # a GiB
-    cache.keys[0][:100] = 1
+    cache.layers[0].k[:100] = 1
     assert psutil.Process().memory_info().rss - before < 2**26

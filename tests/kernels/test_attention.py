@@ -45,7 +45,7 @@ def by_steps(q: Tensor, k: Tensor, v: Tensor, lens: list[int], cuts: list[list[i
         write(pages, k[rows], v[rows], torch.cat([pages.slots[s][start:end] for s, start, end in chunks]))
         tables = pages.block_tables[[s for s, _, _ in chunks]]
         seq_lens = torch.tensor([end for _, _, end in chunks]).int()
-        caches = (pages.k_cache, pages.v_cache, tables, seq_lens)
+        caches = (pages.cache, tables, seq_lens)
         if all(end - start == 1 for _, start, end in chunks):
             out[rows] = ops.paged_decode(q[rows], *caches, scale=0.2, **option)
         else:
@@ -121,7 +121,7 @@ def test_the_block_size_does_not_matter(block_size):
     pages = empty_pages(lens, block_size=block_size, kv_heads=2, head_size=16, dtype=torch.float32)
     write(pages, k, v, torch.cat(pages.slots))
     seq_lens = torch.tensor(lens).int()
-    ours = ops.paged_prefill(q, pages.k_cache, pages.v_cache, pages.block_tables, seq_lens, bounds(lens), scale=0.2)
+    ours = ops.paged_prefill(q, pages.cache, pages.block_tables, seq_lens, bounds(lens), scale=0.2)
     assert torch.equal(ours, ops.attention_varlen(q, k, v, bounds(lens), scale=0.2))
 
 
@@ -131,7 +131,7 @@ def test_a_cache_in_a_smaller_dtype_is_read_as_it_was_rounded():
     pages = empty_pages(lens, block_size=16, kv_heads=2, head_size=16, dtype=torch.bfloat16)
     write(pages, k, v, pages.slots[0])
     seq_lens = torch.tensor(lens).int()
-    ours = ops.paged_decode(q[-1:], pages.k_cache, pages.v_cache, pages.block_tables, seq_lens, scale=0.2)
+    ours = ops.paged_decode(q[-1:], pages.cache, pages.block_tables, seq_lens, scale=0.2)
     rounded = ops.attention_varlen(q, k.bfloat16().float(), v.bfloat16().float(), bounds(lens), scale=0.2)
     assert torch.equal(ours, rounded[-1:])
 
@@ -141,7 +141,7 @@ def test_sequences_without_queries_and_without_keys_give_nothing_and_zeros():
     pages = empty_pages([20, 20, 0], block_size=16, kv_heads=2, head_size=16, dtype=torch.float32)
     write(pages, k, v, pages.slots[0])
     write(pages, k, v, pages.slots[1])
-    caches = (pages.k_cache, pages.v_cache, pages.block_tables, torch.tensor([20, 20, 0]).int())
+    caches = (pages.cache, pages.block_tables, torch.tensor([20, 20, 0]).int())
     expected = ops.attention_varlen(q, k, v, bounds([20]), scale=0.2)
     prefilled = ops.paged_prefill(q[5:], *caches, torch.tensor([0, 0, 15, 15]).int(), scale=0.2)
     assert torch.equal(prefilled, expected[5:])

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from polyserve_kernels import ops
-from polyserve_kernels.types import LogitEdits
+from polyserve_kernels.types import BlockCache, LogitEdits
 
 X = torch.zeros(4, 8)
 CACHE = torch.zeros(3, 16, 2, 8)
+KV = BlockCache(CACHE, CACHE)
 Q, K = torch.zeros(4, 6, 8), torch.zeros(4, 2, 8)
 ANGLES = torch.zeros(4, 4)
 SLOTS = torch.zeros(4, dtype=torch.int64)
@@ -51,24 +52,32 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: ops.rotary(Q, K[:3], ANGLES, ANGLES), "k must have shape [4, Hkv, 8], got [3, 2, 8]"),
     (lambda: ops.rotary(Q[:, :5], K, ANGLES, ANGLES), "Hkv must divide Hq, got Hq 5 and Hkv 2"),
     (
-        lambda: ops.rotary_write_kv(Q, K, K, ANGLES, None, CACHE, CACHE, SLOTS),
+        lambda: ops.rotary_write_kv(Q, K, K, ANGLES, None, KV, SLOTS),
         "cos and sin must be given together, got one of them",
     ),
     (
-        lambda: ops.rotary_write_kv(Q, K, K, None, None, CACHE, CACHE, SLOTS.int()),
+        lambda: ops.rotary_write_kv(Q, K, K, None, None, KV, SLOTS.int()),
         "slot_mapping must be int64, got int32",
     ),
     (
-        lambda: ops.rotary_write_kv(Q, K, K, None, None, CACHE[..., :4], CACHE, SLOTS),
-        "k_cache must have shape [num_blocks, block_size, 2, 8], got [3, 16, 2, 4]",
+        lambda: ops.rotary_write_kv(Q, K, K, None, None, BlockCache(CACHE[..., :4], CACHE), SLOTS),
+        "cache.k must have shape [num_blocks, block_size, 2, 8], got [3, 16, 2, 4]",
     ),
     (
-        lambda: ops.copy_blocks(CACHE, CACHE.transpose(0, 1).contiguous().transpose(0, 1), TABLES.long()),
-        "v_cache must be contiguous, got strides [16, 48, 8, 1] for shape [3, 16, 2, 8]",
+        lambda: ops.copy_blocks(BlockCache(CACHE, CACHE.transpose(0, 1).contiguous().transpose(0, 1)), TABLES.long()),
+        "cache.v must be contiguous, got strides [16, 48, 8, 1] for shape [3, 16, 2, 8]",
     ),
-    (lambda: ops.copy_blocks(CACHE, CACHE, TABLES), "pairs must be int64, got int32"),
     (
-        lambda: ops.copy_blocks(CACHE[:, :12].clone(), CACHE[:, :12].clone(), TABLES),
+        lambda: ops.copy_blocks(BlockCache(CACHE.to(torch.int8), CACHE.to(torch.int8)), TABLES.long()),
+        "cache.k_scales are needed for a cache in int8, got none",
+    ),
+    (
+        lambda: ops.copy_blocks(BlockCache(CACHE, CACHE, CACHE[..., 0]), TABLES.long()),
+        "cache.k_scales must be None for a cache in float32, got float32 [3, 16, 2]",
+    ),
+    (lambda: ops.copy_blocks(KV, TABLES), "pairs must be int64, got int32"),
+    (
+        lambda: ops.copy_blocks(BlockCache(CACHE[:, :12].clone(), CACHE[:, :12].clone()), TABLES),
         "block_size must divide 128, got 12",
     ),
     (lambda: ops.attention_varlen(Q, K, K, BOUNDS.long(), scale=1.0), "cu_seqlens must be int32, got int64"),
@@ -76,15 +85,15 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: attend(soft_cap=-1.0), "soft_cap must be more than 0, got -1.0"),
     (lambda: attend(alibi_slopes=torch.zeros(2)), "alibi_slopes must have shape [6], got [2]"),
     (
-        lambda: ops.paged_decode(Q, CACHE, CACHE, TABLES[:3], LENS, scale=1.0),
+        lambda: ops.paged_decode(Q, KV, TABLES[:3], LENS, scale=1.0),
         "seq_lens must have shape [3], got [4]",
     ),
     (
-        lambda: ops.paged_decode(Q[:2], CACHE, CACHE, TABLES, LENS, scale=1.0),
+        lambda: ops.paged_decode(Q[:2], KV, TABLES, LENS, scale=1.0),
         "q must have shape [4, Hq, D], got [2, 6, 8]",
     ),
     (
-        lambda: ops.paged_prefill(Q, CACHE, CACHE, TABLES, LENS, BOUNDS, scale=1.0),
+        lambda: ops.paged_prefill(Q, KV, TABLES, LENS, BOUNDS, scale=1.0),
         "cu_seqlens_q must have shape [5], got [2]",
     ),
     (lambda: ops.head_topk(X, X, k=0), "k must be 1 to 4 (the vocabulary), got 0"),

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from polyserve.model.decoder import Decoder
 from polyserve.model.forward_context import PackedContext, PagedContext
 from polyserve_kernels import ops
+from polyserve_kernels.types import BlockCache
 
 BLOCK_SIZE = 16
 
@@ -45,8 +46,7 @@ def served_logits(model: Decoder, sequences: list[list[int]], steps: list[list[t
     config = model.config
     num_blocks = max(-(-len(sequence) // BLOCK_SIZE) for sequence in sequences)  # of one sequence
     shape = (num_blocks * len(sequences), BLOCK_SIZE, config.num_kv_heads, config.head_size)
-    k_caches = [torch.zeros(shape, dtype=model.dtype) for _ in range(config.num_layers)]
-    v_caches = [torch.zeros(shape, dtype=model.dtype) for _ in range(config.num_layers)]
+    caches = [BlockCache(*torch.zeros(2, *shape, dtype=model.dtype)) for _ in range(config.num_layers)]
     blocks = torch.arange(shape[0], dtype=torch.int32).flip(0).view(len(sequences), num_blocks)  # they lie in any order
     done = [0] * len(sequences)
     rows: list[list[Tensor]] = [[] for _ in sequences]
@@ -55,8 +55,7 @@ def served_logits(model: Decoder, sequences: list[list[int]], steps: list[list[t
         slots = [blocks[number][span // BLOCK_SIZE] * BLOCK_SIZE + span % BLOCK_SIZE for number, span in spans]
         counts = [count for _, count in step]
         context = PagedContext(
-            k_caches=k_caches,
-            v_caches=v_caches,
+            caches=caches,
             slot_mapping=torch.cat(slots).long(),
             block_tables=blocks[[number for number, _ in step]],
             seq_lens=torch.tensor([done[number] + count for number, count in step], dtype=torch.int32),

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from polyserve_kernels import ops
+from polyserve_kernels.types import BlockCache
 
 
 @dataclass(frozen=True)
 class Paged:
-    k_cache: Tensor  # [num_blocks, block_size, Hkv, D]
-    v_cache: Tensor
+    cache: BlockCache
     block_tables: Tensor  # [S, max_blocks] int32
     slots: list[Tensor]  # of each sequence's tokens, int64
 
@@ -28,10 +28,18 @@ def empty_pages(lens: list[int], *, block_size: int, kv_heads: int, head_size: i
         tables[s, :count] = blocks.int()
         slots.append((blocks[:, None] * block_size + torch.arange(block_size)).flatten()[:length])
     shape = (num_blocks, block_size, kv_heads, head_size)
-    return Paged(torch.full(shape, torch.nan, dtype=dtype), torch.full(shape, torch.nan, dtype=dtype), tables, slots)
+    return Paged(block_cache(shape, dtype), tables, slots)
+
+
+def block_cache(shape: tuple[int, int, int, int], dtype: torch.dtype) -> BlockCache:
+    """A cache [num_blocks, block_size, Hkv, D] full of NaN, or with NaN for every scale."""
+    if dtype.is_floating_point and dtype.itemsize > 1:
+        return BlockCache(torch.full(shape, torch.nan, dtype=dtype), torch.full(shape, torch.nan, dtype=dtype))
+    scales = torch.full((2, *shape[:3]), torch.nan)
+    return BlockCache(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype), scales[0], scales[1])
 
 
 def write(pages: Paged, k: Tensor, v: Tensor, slots: Tensor) -> None:
     """Write keys and values [T, Hkv, D] as they are."""
     q = torch.zeros(k.shape[0], k.shape[1], k.shape[2], dtype=k.dtype)
-    ops.rotary_write_kv(q, k, v, None, None, pages.k_cache, pages.v_cache, slots)
+    ops.rotary_write_kv(q, k, v, None, None, pages.cache, slots)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from polyserve_kernels.reference.attention_plan import ROW_TILE, Batch, Heads, Plan, Step, plan_packed, plan_paged
-from polyserve_kernels.types import KEY_TILE
+from polyserve_kernels.reference.kv_cache import as_bytes
+from polyserve_kernels.types import KEY_TILE, BlockCache, Scoring
 
 _LOWEST = torch.finfo(torch.float32).min  # in place of -inf, so that a difference of maxima is never nan
 
@@ -24,67 +25,44 @@ State = tuple[Tensor, Tensor, Tensor]  # m [P, R, 1], l [P, R, 1], o [P, R, D]
 
 
 @dataclass(frozen=True, slots=True)
-class _Scoring:
-    """How q.k becomes a score: scale, soft cap, ALiBi, in this order."""
+class _Rows:
+    """Keys or values [N * Hkv, D], and what a stored number is multiplied with, [N * Hkv], if anything."""
 
-    scale: float
-    soft_cap: float | None
-    alibi_slopes: Tensor | None
+    stored: Tensor
+    scales: Tensor | None = None
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Those rows as float32, a tile after another: [P, KEY_TILE, D]."""
+        if self.scales is None:
+            taken = self.stored.index_select(0, rows).float()
+        else:
+            numbers = as_bytes(self.stored).index_select(0, rows).view(self.stored.dtype)
+            taken = numbers.float() * self.scales.index_select(0, rows)[:, None]
+        return taken.view(-1, KEY_TILE, self.stored.shape[1])
 
 
-def attention_varlen(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens: Tensor,
-    *,
-    scale: float,
-    alibi_slopes: Tensor | None,
-    window: int | None,
-    soft_cap: float | None,
-) -> Tensor:
-    heads = Heads(q.shape[1] // k.shape[1], k.shape[1], q.shape[2], window)
+def attention_varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scoring: Scoring) -> tuple[Tensor, Tensor]:
+    heads = Heads(q.shape[1] // k.shape[1], k.shape[1], q.shape[2], scoring.window)
     plan = plan_packed(tuple(cu_seqlens.tolist()), heads, q.device)
-    return _attend(q, k, v, plan, _Scoring(scale, soft_cap, alibi_slopes))
+    return _attend(q, _Rows(k.reshape(-1, q.shape[2])), _Rows(v.reshape(-1, q.shape[2])), plan, scoring)
 
 
 def paged_prefill(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    cu_seqlens_q: Tensor,
-    *,
-    scale: float,
-    alibi_slopes: Tensor | None,
-    window: int | None,
-    soft_cap: float | None,
+    q: Tensor, cache: BlockCache, block_tables: Tensor, seq_lens: Tensor, cu_seqlens_q: Tensor, scoring: Scoring
 ) -> Tensor:
-    block_size, kv_heads = k_cache.shape[1:3]
-    heads = Heads(q.shape[1] // kv_heads, kv_heads, q.shape[2], window)
+    block_size, kv_heads, head_size = cache.k.shape[1:]
+    heads = Heads(q.shape[1] // kv_heads, kv_heads, head_size, scoring.window)
     tables = block_tables.cpu().numpy().tobytes()
     plan = plan_paged(tuple(cu_seqlens_q.tolist()), tuple(seq_lens.tolist()), tables, block_size, heads, q.device)
-    return _attend(q, k_cache, v_cache, plan, _Scoring(scale, soft_cap, alibi_slopes))
+    k, v = (
+        _Rows(stored.view(-1, head_size), None if scales is None else scales.view(-1))
+        for stored, scales in ((cache.k, cache.k_scales), (cache.v, cache.v_scales))
+    )
+    return _attend(q, k, v, plan, scoring)[0]
 
 
-def paged_decode(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    *,
-    scale: float,
-    alibi_slopes: Tensor | None,
-    window: int | None,
-    soft_cap: float | None,
-) -> Tensor:
-    one_each = torch.arange(len(q) + 1)
-    return paged_prefill(
-        q, k_cache, v_cache, block_tables, seq_lens, one_each,
-        scale=scale, alibi_slopes=alibi_slopes, window=window, soft_cap=soft_cap,
-    )  # fmt: skip
+def paged_decode(q: Tensor, cache: BlockCache, block_tables: Tensor, seq_lens: Tensor, scoring: Scoring) -> Tensor:
+    return paged_prefill(q, cache, block_tables, seq_lens, torch.arange(len(q) + 1), scoring)
 
 
 def merge_states(a: State, b: State) -> State:
@@ -94,18 +72,21 @@ def merge_states(a: State, b: State) -> State:
     return m, a[1] * weight_a + b[1] * weight_b, a[2] * weight_a + b[2] * weight_b
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scoring: _Scoring) -> Tensor:
+def _attend(q: Tensor, k: _Rows, v: _Rows, plan: Plan, scoring: Scoring) -> tuple[Tensor, Tensor]:
+    """Results [T, Hq, D] in q's dtype and log-sum-exps [T, Hq] float32; 0 and -inf where a row sees no key."""
     head_size = q.shape[2]
-    q_rows, k_rows, v_rows = (x.reshape(-1, head_size) for x in (q, k, v))
-    results = [_attend_batch(q_rows, k_rows, v_rows, batch, scoring) for batch in plan.batches]
+    q_rows = q.reshape(-1, head_size)
+    parts = [_attend_batch(q_rows, k, v, batch, scoring) for batch in plan.batches]
     if not plan.complete:
-        results.append(q.new_zeros(1, head_size, dtype=torch.float32))
-    rows = results[0] if len(results) == 1 else torch.cat(results)
-    return rows.index_select(0, plan.result_rows).to(q.dtype).view(q.shape)
+        nothing = q.new_zeros(1, head_size, dtype=torch.float32)
+        parts.append((nothing, q.new_full((1,), -torch.inf, dtype=torch.float32)))
+    rows, lse = (x[0] if len(x) == 1 else torch.cat(x) for x in zip(*parts, strict=True))
+    rows, lse = rows.index_select(0, plan.result_rows), lse.index_select(0, plan.result_rows)
+    return rows.to(q.dtype).view(q.shape), lse.view(q.shape[:2])
 
 
-def _attend_batch(q_rows: Tensor, k_rows: Tensor, v_rows: Tensor, batch: Batch, scoring: _Scoring) -> Tensor:
-    """Results of a batch's rows, [B * Hkv * R, D] float32."""
+def _attend_batch(q_rows: Tensor, k: _Rows, v: _Rows, batch: Batch, scoring: Scoring) -> tuple[Tensor, Tensor]:
+    """Results of a batch's rows, [B * Hkv * R, D] float32, and their log-sum-exps."""
     num_spans, kv_heads, num_rows = batch.query_rows.shape
     q = q_rows.index_select(0, batch.query_rows.view(-1)).float().view(num_spans * kv_heads, num_rows, -1)
     slopes = None
@@ -113,15 +94,15 @@ def _attend_batch(q_rows: Tensor, k_rows: Tensor, v_rows: Tensor, batch: Batch, 
         slopes = scoring.alibi_slopes[batch.query_rows % len(scoring.alibi_slopes)][..., None]  # [B, Hkv, R, 1]
     state: State | None = None
     for step in batch.steps:
-        k, v = (x.index_select(0, step.key_rows).float().view(-1, KEY_TILE, x.shape[1]) for x in (k_rows, v_rows))
-        scores = _product(q[: len(k)], k.transpose(1, 2)) * scoring.scale
+        keys, values = k.take(step.key_rows), v.take(step.key_rows)
+        scores = _product(q[: len(keys)], keys.transpose(1, 2)) * scoring.scale
         if scoring.soft_cap is not None:
             scores = scoring.soft_cap * torch.tanh(scores / scoring.soft_cap)
         scores = _by_position(scores, batch, step, slopes)
-        state = _fold(state, _partial(scores, v))
+        state = _fold(state, _partial(scores, values))
     assert state is not None
-    _, total, o = state
-    return (o / total).flatten(0, 1)
+    m, total, o = state
+    return (o / total).flatten(0, 1), (m + torch.log(total.detach())).flatten()
 
 
 def _by_position(scores: Tensor, batch: Batch, step: Step, slopes: Tensor | None) -> Tensor:
