@@ -35,7 +35,9 @@ class EngineConfig:
         None, "memory of the KV cache; default: 1 GiB, or one longest sequence if that is more"
     )
     enable_prefix_caching: bool = option(True, "reuse the keys and values of prompts that begin alike")
-    backend: str | None = option(None, "kernels to use; default: the best one for the device", choices=("reference",))
+    backend: str | None = option(
+        None, "kernels to use; default: the best one for the device", choices=("reference", "triton")
+    )
     threads: int | None = option(None, "CPU threads of the engine; default: the cores this process may use")
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ A backend that is named but missing is an error. Where a device's best one is mi
 logged once.
 """
 
+import importlib.util
 import logging
 import os
 from collections.abc import Callable
@@ -24,7 +25,13 @@ def _load_reference() -> Backend:
     return backend
 
 
-_LOADERS: dict[str, Callable[[], Backend]] = {"reference": _load_reference}
+def _load_triton() -> Backend:
+    from polyserve_kernels.triton import backend
+
+    return backend
+
+
+_LOADERS: dict[str, Callable[[], Backend]] = {"reference": _load_reference, "triton": _load_triton}
 _BEST_FIRST = {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")}  # by device type
 
 _named: str | None = None  # what `use_backend` said
@@ -91,7 +98,7 @@ def _choose(device_type: str) -> tuple[str, Backend]:
     if from_environment:
         return from_environment, _load(from_environment, said_by="POLYSERVE_BACKEND")
     best_first = _BEST_FIRST.get(device_type, ("reference",))
-    name = next(name for name in best_first if name in _LOADERS)
+    name = next(name for name in best_first if name in _LOADERS and _lacks(name) is None)
     if name != best_first[0] and device_type not in _logged:
         _logged.add(device_type)
         _log.info("no %s kernels for %s: %s answers", best_first[0], device_type, name)
@@ -101,4 +108,18 @@ def _choose(device_type: str) -> tuple[str, Backend]:
 def _load(name: str, *, said_by: str) -> Backend:
     if name not in _LOADERS:
         raise ValueError(f"{said_by} names backend {name!r}; there is {', '.join(_LOADERS)}")
+    lack = _lacks(name)
+    if lack is not None:
+        raise ValueError(f"{said_by} names backend {name!r}, which {lack}")
     return _LOADERS[name]()
+
+
+def _lacks(name: str) -> str | None:
+    """What is missing here for a backend to answer."""
+    if name != "triton":
+        return None
+    if importlib.util.find_spec("triton") is None:
+        return "needs the triton package (pip install 'polyserve-lm[cuda]')"
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        return "needs a GPU, or TRITON_INTERPRET=1 to be interpreted on a CPU, slowly"
+    return None

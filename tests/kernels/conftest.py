@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from polyserve_kernels import dispatch
+
 
 @pytest.fixture(autouse=True)
 def _same_numbers_on_one_thread() -> Iterator[None]:
@@ -13,6 +15,14 @@ def _same_numbers_on_one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["reference", "triton"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each backend in turn. A file whose whole contract holds for all of them says
+    `pytestmark = pytest.mark.usefixtures("backend")`."""
+    with dispatch.use_backend(request.param):
+        yield request.param
 
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])

@@ -35,14 +35,14 @@ def test_a_named_backend_answers_without_a_word(caplog):
 
 def test_naming_a_missing_backend_is_an_error_and_changes_nothing():
     dispatch.use_backend("reference")
-    with pytest.raises(ValueError, match="use_backend names backend 'abacus'; there is reference"):
+    with pytest.raises(ValueError, match="use_backend names backend 'abacus'; there is reference, triton"):
         dispatch.use_backend("abacus")
     assert dispatch.backend_name(CPU) == "reference"
 
 
 def test_a_missing_backend_in_the_environment_is_an_error(monkeypatch):
     monkeypatch.setenv("POLYSERVE_BACKEND", "abacus")
-    with pytest.raises(ValueError, match="POLYSERVE_BACKEND names backend 'abacus'; there is reference"):
+    with pytest.raises(ValueError, match="POLYSERVE_BACKEND names backend 'abacus'; there is reference, triton"):
         dispatch.backend(CPU)
 
 
@@ -64,3 +64,18 @@ def test_the_numerics_id_names_backend_instructions_torch_and_kernels():
     instructions = torch.backends.cpu.get_cpu_capability().lower()
     expected = f"reference-{instructions}-torch{torch.__version__}-k{dispatch.KERNEL_VERSION}"
     assert dispatch.numerics_id() == expected
+
+
+def test_triton_without_a_gpu_is_refused_unless_it_is_interpreted(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="names backend 'triton', which needs a GPU, or TRITON_INTERPRET=1"):
+        dispatch.use_backend("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with dispatch.use_backend("triton"):
+        assert dispatch.backend_name(CPU) == "triton"
+
+
+def test_triton_that_is_not_installed_is_refused_with_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs the triton package \(pip install 'polyserve-lm\[cuda\]'\)"):
+        dispatch.use_backend("triton")

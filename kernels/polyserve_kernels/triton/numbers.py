@@ -1,0 +1,29 @@
+"""Rounding and products of tiles that mean the same in Triton's interpreter as on a GPU.
+
+Products   sums are float32; float32 operands are multiplied as they are, never as TF32
+Why        the interpreter cuts off where a GPU rounds to bfloat16, and multiplies bfloat16 by its raw bits (triton
+           issue 11584), so there both are spelled out; a GPU build holds none of it
+"""
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+@triton.jit
+def rounded(x, dtype: tl.constexpr):
+    """x, float32, in dtype: rounded to the nearest, ties to even."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        x = tl.where(x == x, nearest, bits).to(tl.float32, bitcast=True)
+    return x.to(dtype)
+
+
+@triton.jit
+def dot(a, b, acc):
+    """acc + a b.   a [M, K], b [K, N] of one dtype; acc [M, N] float32."""
+    if INTERPRETED and a.dtype == tl.bfloat16:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="ieee")
