@@ -7,7 +7,8 @@ logged once.
 import importlib.util
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import torch
@@ -59,6 +60,19 @@ class use_backend:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         _name(self._former)
+
+
+@contextmanager
+def triton_to_compile() -> Iterator[None]:
+    """Triton answers for tensors on `meta`, whose launches can be compiled but not run: this needs no GPU."""
+    former = _chosen.get("meta")
+    _chosen["meta"] = ("triton", _load_triton())
+    try:
+        yield
+    finally:
+        _chosen.pop("meta")
+        if former is not None:
+            _chosen["meta"] = former
 
 
 def backend(device: torch.device) -> Backend:

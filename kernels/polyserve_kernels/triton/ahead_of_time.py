@@ -1,0 +1,144 @@
+"""Compiling kernels for an architecture that is not there: what calls of operations would launch, as machine code.
+
+    ahead_of_time.compile_calls({"matmul": (90, lambda: ops.matmul(x, w))})  # x, w on `meta`: shapes without contents
+How       calls run with their launches observed instead of done; Triton then specialises each launch as it would for
+          real tensors, and compiles it for the architecture that is asked for, since a stand-in answers for the driver
+Once      launches that compile to the same code share one compilation, here and in Triton's cache (TRITON_CACHE_DIR)
+Needs     a process without TRITON_INTERPRET
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from polyserve_kernels.dispatch import triton_to_compile
+from polyserve_kernels.triton.launch import INTERPRETED, observed
+from polyserve_kernels.triton.machine_code import Code, read_code
+
+ARCHITECTURES = (80, 90, 100)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A kernel as one call launches it."""
+
+    kernel: str
+    arch: int
+    grid: tuple[int, ...]
+    types: dict[str, str]  # of the arguments that are not constants, as {"x_ptr": "*bf16", "T": "i32"}
+    constants: dict[str, str]  # tl.constexpr arguments
+    num_warps: int
+    num_stages: int
+    code: Code
+
+
+def compile_calls(calls: Mapping[str, tuple[int, Callable[[], object]]]) -> dict[str, list[Launch]]:
+    """The launches of each call, in order, compiled for its architecture (80, 90 or 100), on all cores.
+
+    Raises RuntimeError, from what Triton raised, where a kernel cannot be compiled.
+    """
+    if INTERPRETED:
+        raise RuntimeError("kernels are compiled in a process without TRITON_INTERPRET, and here it is set")
+    pending: dict[str, list[_Compiling]] = {name: [] for name in calls}
+    with ThreadPoolExecutor(os.cpu_count()) as threads, triton_to_compile():
+        with _no_driver() as stand_in, triton.AsyncCompileMode(threads):
+            for name, (arch, call) in calls.items():
+                stand_in.arch = arch
+                with observed(arch, _Observer(arch, pending[name])):
+                    call()
+            for name, launches in pending.items():
+                for compiling in launches:
+                    compiling.wait(name)
+        read: dict[str, Future[Code]] = {}
+        for compiling in (compiling for launches in pending.values() for compiling in launches):
+            compiled = compiling.compiled
+            if compiled.hash not in read:
+                read[compiled.hash] = threads.submit(
+                    read_code,
+                    compiled.asm["cubin"],
+                    arch=compiling.arch,
+                    dynamic_shared_bytes=compiled.metadata.shared,
+                    tensor_columns=compiled.metadata.tmem_size or 0,
+                    num_warps=compiled.metadata.num_warps,
+                )
+        return {
+            name: [compiling.launch(read[compiling.compiled.hash].result()) for compiling in launches]
+            for name, launches in pending.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiling:
+    arch: int
+    kernel: Any
+    grid: tuple[int, ...]
+    options: dict[str, Any]
+    compiled: Any  # a compiled kernel, or one that Triton has in work
+
+    def wait(self, call: str) -> None:
+        try:
+            _ = self.compiled.hash
+        except Exception as error:
+            raise RuntimeError(f"{call}: {self.kernel.__name__} does not compile for sm_{self.arch}") from error
+
+    def launch(self, code: Code) -> Launch:
+        signature: dict[str, str] = self.compiled.src.signature
+        return Launch(
+            kernel=self.kernel.__name__,
+            arch=self.arch,
+            grid=self.grid,
+            types={name: str(kind) for name, kind in signature.items() if kind != "constexpr"},
+            constants={name: str(self.options[name]) for name in signature if name in self.options},
+            num_warps=self.options["num_warps"],
+            num_stages=self.options["num_stages"],
+            code=code,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Observer:
+    """Has each launch that it is shown compiled, and remembers it."""
+
+    arch: int
+    launches: list[_Compiling]
+
+    def __call__(self, kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        compiled = kernel.warmup(*args, grid=grid, **options)
+        self.launches.append(_Compiling(self.arch, kernel, grid, options, compiled))
+
+
+class _StandIn:
+    """What Triton asks of a driver when it compiles; each architecture counts as a device of its own."""
+
+    arch = 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_current_device(self) -> int:
+        return self.arch
+
+    def get_current_stream(self, device: int) -> int:  # noqa: ARG002
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cuda")
+
+
+@contextmanager
+def _no_driver() -> Iterator[_StandIn]:
+    former = driver._active  # `active` would look for a GPU
+    stand_in = _StandIn()
+    driver.set_active(stand_in)
+    try:
+        yield stand_in
+    finally:
+        driver.set_active(former)
