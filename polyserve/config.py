@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 DTYPES = ("bfloat16", "float32", "float16")
+DEVICES = ("auto", "cpu", "cuda")
+KV_CACHE_DTYPES = ("auto", *DTYPES, "int8", "fp8")
 
 
 def option(default: Any, help: str, *, choices: tuple[str, ...] | None = None) -> Any:
@@ -24,24 +26,43 @@ class EngineConfig:
     """One engine: which model, in which numbers, with how much memory and how large a step."""
 
     model: str = option("smollm2", "a folder, a .gguf file, smollm2, gemma3-270m, or a Hugging Face id with @revision")
-    dtype: str = option("bfloat16", "dtype of weights and cache; the residual stream is always fp32", choices=DTYPES)
+    dtype: str = option("bfloat16", "dtype of weights and products; the residual stream is always fp32", choices=DTYPES)
+    device: str = option("auto", "where the model computes; auto: on a GPU if there is one", choices=DEVICES)
     max_model_len: int | None = option(
         None, "longest sequence in tokens, prompt and answer; default: the model's own limit"
     )
     max_num_seqs: int = option(64, "most sequences that compute in one step")
     max_num_batched_tokens: int = option(512, "most tokens that one step computes; longer prompts go in chunks")
     block_size: int = option(16, "tokens in one block of the KV cache; divides 128")
-    kv_cache_memory_bytes: int | None = option(
-        None, "memory of the KV cache; default: 1 GiB, or one longest sequence if that is more"
+    kv_cache_dtype: str = option(
+        "auto",
+        "dtype of the KV cache; auto: that of the weights; int8 and fp8 keep a scale for each token and head",
+        choices=KV_CACHE_DTYPES,
     )
+    kv_cache_memory_bytes: int | None = option(
+        None,
+        "memory of the KV cache; default: on a CPU 1 GiB, or one longest sequence if that is more; on a GPU what "
+        "--gpu-memory-utilization leaves",
+    )
+    gpu_memory_utilization: float = option(0.9, "share of a GPU's memory for weights, KV cache and computing")
     enable_prefix_caching: bool = option(True, "reuse the keys and values of prompts that begin alike")
     backend: str | None = option(
         None, "kernels to use; default: the best one for the device", choices=("reference", "triton")
     )
+    fast_matmul: bool = option(
+        False, "multiply with cuBLAS on a GPU: faster, but a row's bits then depend on how many are computed with it"
+    )
+    enforce_eager: bool = option(False, "launch every kernel of a decode step, where a GPU would replay a CUDA graph")
     threads: int | None = option(None, "CPU threads of the engine; default: the cores this process may use")
 
     def __post_init__(self) -> None:
         _check_choices(self, "dtype", DTYPES)
+        _check_choices(self, "device", DEVICES)
+        _check_choices(self, "kv_cache_dtype", KV_CACHE_DTYPES)
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(
+                f"gpu_memory_utilization must be more than 0 and at most 1, got {self.gpu_memory_utilization}"
+            )
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -1,7 +1,8 @@
 """Which backend answers: the one named by `use_backend`, else by POLYSERVE_BACKEND, else the first that a device has.
 
 A backend that is named but missing is an error. Where a device's best one is missing, the next one answers, which is
-logged once.
+logged once. A name such as `triton+cublas` is a backend with some operations from elsewhere: they are faster, and a
+row's bits then depend on its company, so they are used only where they are named.
 """
 
 import importlib.util
@@ -9,7 +10,8 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
+from typing import Any, cast
 
 import torch
 
@@ -32,7 +34,14 @@ def _load_triton() -> Backend:
     return backend
 
 
+def _load_cublas() -> Any:
+    from polyserve_kernels import cublas
+
+    return cublas
+
+
 _LOADERS: dict[str, Callable[[], Backend]] = {"reference": _load_reference, "triton": _load_triton}
+_OVERLAYS: dict[str, Callable[[], Any]] = {"cublas": _load_cublas}  # modules with some operations, over triton's
 _BEST_FIRST = {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")}  # by device type
 
 _named: str | None = None  # what `use_backend` said
@@ -120,12 +129,25 @@ def _choose(device_type: str) -> tuple[str, Backend]:
 
 
 def _load(name: str, *, said_by: str) -> Backend:
-    if name not in _LOADERS:
-        raise ValueError(f"{said_by} names backend {name!r}; there is {', '.join(_LOADERS)}")
-    lack = _lacks(name)
-    if lack is not None:
-        raise ValueError(f"{said_by} names backend {name!r}, which {lack}")
-    return _LOADERS[name]()
+    base, *overlays = name.split("+")
+    unknown = [overlay for overlay in overlays if base != "triton" or overlay not in _OVERLAYS]
+    if base not in _LOADERS or unknown:
+        known = [*_LOADERS, *(f"triton+{overlay}" for overlay in _OVERLAYS)]
+        raise ValueError(f"{said_by} names backend {name!r}; there is {', '.join(known)}")
+    for part in (base, *overlays):
+        lack = _lacks(part)
+        if lack is not None:
+            raise ValueError(f"{said_by} names backend {name!r}, which {lack}")
+    chosen = _LOADERS[base]()
+    for overlay in overlays:
+        chosen = _overlaid(chosen, _OVERLAYS[overlay]())
+    return chosen
+
+
+def _overlaid(base: Backend, overlay: Any) -> Backend:
+    """`base` with the operations that `overlay` has."""
+    operations = [name for name in vars(Backend) if not name.startswith("_")]
+    return cast(Backend, SimpleNamespace(**{x: getattr(overlay, x, None) or getattr(base, x) for x in operations}))
 
 
 def _lacks(name: str) -> str | None:

@@ -2,16 +2,18 @@
 
 Rows lie sequence after sequence, and sequences with one new token come first: those go through the decode kernel, the
 others through the prefill kernel, and a row gets the same bits from either. Everything is built in numpy in one pass
-over the step, without a torch call for each sequence.
+over the step, without a torch call for each sequence, and then moved to where the cache is.
 
 T new tokens   S sequences   slot = block * block_size + offset
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from polyserve.engine.kv_cache import KVCache
@@ -42,6 +44,10 @@ class Batch:
     positions: Tensor  # [T] int64
     context: PagedContext
 
+    @property
+    def only_decodes(self) -> bool:
+        return self.context.num_decodes == len(self.chunks)
+
 
 def make_batch(step: Step, sequences: Mapping[int, KnownSequence], cache: KVCache) -> Batch:
     chunks = sorted(step.chunks, key=lambda chunk: chunk.num_tokens > 1)
@@ -60,19 +66,23 @@ def make_batch(step: Step, sequences: Mapping[int, KnownSequence], cache: KVCach
     blocks, offsets = tables[row_seqs, positions // cache.block_size].astype(np.int64), positions % cache.block_size
     context = PagedContext(
         caches=cache.layers,
-        slot_mapping=torch.from_numpy(blocks * cache.block_size + offsets),
-        block_tables=torch.from_numpy(tables),
-        seq_lens=torch.from_numpy((starts + lengths).astype(np.int32)),
-        cu_seqlens_q=torch.from_numpy(first_rows),
+        slot_mapping=_moved(blocks * cache.block_size + offsets, cache.device),
+        block_tables=_moved(tables, cache.device),
+        seq_lens=_moved((starts + lengths).astype(np.int32), cache.device),
+        cu_seqlens_q=_moved(first_rows, cache.device),
         num_decodes=int((lengths == 1).sum()),
     )
     return Batch(
         chunks=chunks,
         first_rows=first_rows.tolist(),
-        token_ids=torch.tensor(token_ids, dtype=torch.int64),
-        positions=torch.from_numpy(positions),
+        token_ids=_moved(np.array(token_ids, dtype=np.int64), cache.device),
+        positions=_moved(positions, cache.device),
         context=context,
     )
+
+
+def _moved(array: NDArray[Any], device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device)
 
 
 def _block_tables(tables: list[list[int]]) -> "np.ndarray[tuple[int, int], np.dtype[np.int32]]":

@@ -10,7 +10,9 @@ import torch
 
 from polyserve.config import EngineConfig
 from polyserve.engine.block_manager import BlockManager
-from polyserve.engine.kv_cache import allocate, bytes_per_block, num_blocks_for
+from polyserve.engine.cuda_graphs import DecodeGraphs
+from polyserve.engine.device import cache_memory, choose_device, step_bytes
+from polyserve.engine.kv_cache import allocate, bytes_per_block, cache_dtype, num_blocks_for
 from polyserve.engine.runner import ModelRunner
 from polyserve.engine.scheduler import Scheduler, SchedulerStats
 from polyserve.errors import InvalidRequest, ModelLoadError
@@ -26,13 +28,20 @@ log = get_logger(__name__)
 
 class Engine:
     def __init__(self, model: Decoder, config: EngineConfig) -> None:
-        dtype, block_size = model.head_weight.dtype, config.block_size
+        device, block_size = model.head_weight.device, config.block_size
+        dtype = cache_dtype(config.kv_cache_dtype, model_dtype=model.dtype)
         max_model_len = config.max_model_len or model.max_model_len
         if max_model_len > model.max_model_len:
             raise ModelLoadError(f"max_model_len must be at most {model.max_model_len}, got {max_model_len}")
         block_bytes = bytes_per_block(model.config, block_size=block_size, dtype=dtype)
         num_blocks = num_blocks_for(
-            config.kv_cache_memory_bytes,
+            cache_memory(
+                config,
+                device,
+                workspace_bytes=step_bytes(
+                    model.config, num_tokens=config.max_num_batched_tokens, num_rows=config.max_num_seqs
+                ),
+            ),
             block_bytes=block_bytes,
             block_size=block_size,
             max_model_len=max_model_len,
@@ -55,7 +64,9 @@ class Engine:
         self.vocab_size = model.config.vocab_size
         self.eos_ids = model.config.eos_ids
         self.bos_id = model.config.bos_id
-        self.numerics_id = f"{dispatch.numerics_id()}-{str(dtype).removeprefix('torch.')}"
+        self.numerics_id = f"{dispatch.numerics_id(device)}-{str(model.dtype).removeprefix('torch.')}"
+        if dtype != model.dtype:
+            self.numerics_id += f"-kv_{config.kv_cache_dtype}"
         self._scheduler = Scheduler(
             BlockManager(
                 num_blocks=num_blocks,
@@ -68,16 +79,17 @@ class Engine:
             max_model_len=max_model_len,
             eos_ids=model.config.eos_ids,
         )
-        cache = allocate(model.config, num_blocks=num_blocks, block_size=block_size, dtype=dtype)
-        self._runner = ModelRunner(model, cache)
+        cache = allocate(model.config, num_blocks=num_blocks, block_size=block_size, dtype=dtype, device=device)
+        recorded = device.type == "cuda" and not config.enforce_eager
+        self._runner = ModelRunner(model, cache, graphs=DecodeGraphs(model, cache) if recorded else None)
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> "Engine":
         """Load the model that `config` names, and set this process's threads and kernels. Raises ModelLoadError."""
         torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
-        dispatch.use_backend(config.backend)
-        path = resolve(config.model)
-        return cls(load_model(path, dtype=getattr(torch, config.dtype), max_model_len=config.max_model_len), config)
+        device, path = choose_device(config), resolve(config.model)
+        dtype = getattr(torch, config.dtype)
+        return cls(load_model(path, dtype=dtype, max_model_len=config.max_model_len, device=device), config)
 
     def add(self, request: Request) -> None:
         """Take a request in. Raises InvalidRequest if it can never be served; a too long answer is cut instead."""

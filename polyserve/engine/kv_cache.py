@@ -1,7 +1,9 @@
-"""The memory of keys and values: for each layer two tensors [num_blocks, block_size, Hkv, D] in the model's dtype.
+"""The memory of keys and values: for each layer two tensors [num_blocks, block_size, Hkv, D], and the scales of int8
+and fp8 ones.
 
-The memory comes zeroed from the operating system page by page as it is first written, so blocks that were never used
-cost nothing, and it begins at a page, so kernels find it aligned.
+On a CPU the memory comes zeroed from the operating system page by page as it is first written, so blocks that were
+never used cost nothing, and it begins at a page, so kernels find it aligned. On a GPU it is taken at once: what others
+would take later could not be served with.
 """
 
 import mmap
@@ -14,6 +16,7 @@ from polyserve.model.config import ModelConfig
 from polyserve_kernels.types import BlockCache
 
 DEFAULT_BYTES = 2**30
+_SCALED = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +31,23 @@ class KVCache:
     def block_size(self) -> int:
         return self.layers[0].k.shape[1]
 
+    @property
+    def device(self) -> torch.device:
+        return self.layers[0].k.device
+
+
+def cache_dtype(name: str, *, model_dtype: torch.dtype) -> torch.dtype:
+    """The dtype that `EngineConfig.kv_cache_dtype` names."""
+    if name == "auto":
+        return model_dtype
+    return _SCALED[name] if name in _SCALED else getattr(torch, name)
+
 
 def bytes_per_block(config: ModelConfig, *, block_size: int, dtype: torch.dtype) -> int:
-    """Keys and values of one block in all layers."""
-    return 2 * config.num_layers * block_size * config.num_kv_heads * config.head_size * dtype.itemsize
+    """Keys and values of one block in all layers, and their scales."""
+    scale_bytes = torch.float32.itemsize if dtype in _SCALED.values() else 0
+    head_bytes = config.head_size * dtype.itemsize + scale_bytes
+    return 2 * config.num_layers * block_size * config.num_kv_heads * head_bytes
 
 
 def num_blocks_for(
@@ -47,12 +63,20 @@ def num_blocks_for(
     return min(memory_bytes // block_bytes, longest * max_num_seqs)
 
 
-def allocate(config: ModelConfig, *, num_blocks: int, block_size: int, dtype: torch.dtype) -> KVCache:
+def allocate(
+    config: ModelConfig, *, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device | None = None
+) -> KVCache:
+    """All zeros.  device: default the CPU."""
     shape = (config.num_layers, num_blocks, block_size, config.num_kv_heads, config.head_size)
-    keys, values = _lazy_zeros(shape, dtype), _lazy_zeros(shape, dtype)
-    return KVCache([BlockCache(*layer) for layer in zip(keys, values, strict=True)])
+    device = device or torch.device("cpu")
+    parts = [_zeros(shape, dtype, device) for _ in range(2)]
+    if dtype in _SCALED.values():
+        parts += [_zeros(shape[:-1], torch.float32, device) for _ in range(2)]
+    return KVCache([BlockCache(*layer) for layer in zip(*parts, strict=True)])
 
 
-def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
     memory = mmap.mmap(-1, torch.Size(shape).numel() * dtype.itemsize)  # lives as long as the tensor
-    return torch.frombuffer(memory, dtype=dtype).view(shape)
+    return torch.frombuffer(memory, dtype=torch.int8).view(dtype).view(shape)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from polyserve.engine.batch import Batch, KnownSequence, make_batch
+from polyserve.engine.cuda_graphs import DecodeGraphs
 from polyserve.engine.kv_cache import KVCache
 from polyserve.engine.logits import TokenEdits
 from polyserve.engine.sampler import NOT_FINITE, Sampler, SampleRow
@@ -18,10 +19,12 @@ from polyserve_kernels import ops
 
 
 class ModelRunner:
-    def __init__(self, model: Decoder, cache: KVCache) -> None:
+    def __init__(self, model: Decoder, cache: KVCache, *, graphs: DecodeGraphs | None = None) -> None:
+        """graphs: computes the steps that only decode."""
         self._model = model
         self._cache = cache
         self._sampler = Sampler(model.head_weight, soft_cap=model.config.final_soft_cap)
+        self._graphs = graphs
         self._known: dict[int, KnownSequence] = {}
         self._result: StepResult | None = None
 
@@ -31,7 +34,7 @@ class ModelRunner:
         with torch.inference_mode():
             self._copy(step.copies)
             batch = make_batch(step, self._known, self._cache)
-            hidden = self._model(batch.token_ids, batch.positions, batch.context)
+            hidden = self._compute(batch)
             prompt_logprobs, failed = self._score_prompts(batch, hidden)
             sampled, failed_too = self._sample(batch, hidden)
         self._result = StepResult(sampled, prompt_logprobs, failed + failed_too)
@@ -41,6 +44,13 @@ class ModelRunner:
         assert self._result is not None, "no step was submitted"
         result, self._result = self._result, None
         return result
+
+    def _compute(self, batch: Batch) -> Tensor:
+        """Hidden states [T, C]."""
+        if self._graphs is not None and batch.only_decodes:
+            return self._graphs.run(batch)
+        hidden: Tensor = self._model(batch.token_ids, batch.positions, batch.context)
+        return hidden
 
     def _learn(self, step: Step) -> None:
         for seq_id in step.released:
@@ -71,7 +81,7 @@ class ModelRunner:
 
     def _copy(self, copies: list[tuple[int, int]]) -> None:
         if copies:
-            pairs = torch.tensor(copies)
+            pairs = torch.tensor(copies, device=self._cache.device)
             for layer in self._cache.layers:
                 ops.copy_blocks(layer, pairs)
 

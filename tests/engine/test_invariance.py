@@ -85,6 +85,17 @@ def test_with_prompts_computed_in_small_chunks(dtype, budget):
     assert bits(run(engine, requests_of_all_kinds())) == bits(alone(dtype))
 
 
+@pytest.mark.parametrize("kv_cache_dtype", ["int8", "fp8"])
+def test_with_a_cache_in_another_dtype_however_it_was_filled(kv_cache_dtype):
+    config = {"kv_cache_dtype": kv_cache_dtype, "block_size": 4}
+    whole = run(make_engine(model(torch.bfloat16), **config), requests_of_all_kinds())
+    engine = make_engine(model(torch.bfloat16), max_num_batched_tokens=13, **config)
+    assert bits(run(engine, requests_of_all_kinds()[::-1])) == bits(whole)
+    assert bits(run(engine, requests_of_all_kinds())) == bits(whole)  # from the prefix cache
+    assert bits(whole) != bits(alone(torch.bfloat16))
+    assert engine.numerics_id.endswith(f"-bfloat16-kv_{kv_cache_dtype}")
+
+
 def test_with_prompts_computed_token_by_token():
     requests = requests_of_all_kinds()[5:8]
     answers = run(make_engine(model(torch.bfloat16), max_num_batched_tokens=1), requests)

@@ -35,14 +35,18 @@ def test_a_named_backend_answers_without_a_word(caplog):
 
 def test_naming_a_missing_backend_is_an_error_and_changes_nothing():
     dispatch.use_backend("reference")
-    with pytest.raises(ValueError, match="use_backend names backend 'abacus'; there is reference, triton"):
+    with pytest.raises(
+        ValueError, match=r"use_backend names backend 'abacus'; there is reference, triton, triton\+cublas"
+    ):
         dispatch.use_backend("abacus")
     assert dispatch.backend_name(CPU) == "reference"
 
 
 def test_a_missing_backend_in_the_environment_is_an_error(monkeypatch):
     monkeypatch.setenv("POLYSERVE_BACKEND", "abacus")
-    with pytest.raises(ValueError, match="POLYSERVE_BACKEND names backend 'abacus'; there is reference, triton"):
+    with pytest.raises(
+        ValueError, match=r"POLYSERVE_BACKEND names backend 'abacus'; there is reference, triton, triton\+cublas"
+    ):
         dispatch.backend(CPU)
 
 
@@ -79,3 +83,19 @@ def test_triton_that_is_not_installed_is_refused_with_how_to_install_it(monkeypa
     monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs the triton package \(pip install 'polyserve-lm\[cuda\]'\)"):
         dispatch.use_backend("triton")
+
+
+def test_an_overlay_answers_for_what_it_has_and_triton_for_the_rest():
+    with dispatch.use_backend("triton"):
+        triton = dispatch.backend(CPU)
+    with dispatch.use_backend("triton+cublas"):
+        both = dispatch.backend(CPU)
+        assert dispatch.numerics_id().startswith("triton+cublas-")
+    assert both.rms_norm is triton.rms_norm
+    assert both.matmul is not triton.matmul
+
+
+@pytest.mark.parametrize("name", ["reference+cublas", "triton+abacus"])
+def test_an_overlay_that_there_is_not_is_an_error(name):
+    with pytest.raises(ValueError, match="there is reference"):
+        dispatch.use_backend(name)

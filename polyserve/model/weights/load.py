@@ -40,8 +40,10 @@ class Assignment:
     plus_one: bool
 
 
-def load_model(path: Path, *, dtype: torch.dtype, max_model_len: int | None = None) -> Decoder:
-    """Load what `resolve` found, in `dtype` (norm weights stay in fp32).
+def load_model(
+    path: Path, *, dtype: torch.dtype, max_model_len: int | None = None, device: torch.device | None = None
+) -> Decoder:
+    """Load what `resolve` found, in `dtype` (norm weights stay in fp32), onto `device` (default: the CPU).
 
     max_model_len: longest sequence that it will be asked for; default: the model's own limit. Raises ModelLoadError.
     """
@@ -52,10 +54,10 @@ def load_model(path: Path, *, dtype: torch.dtype, max_model_len: int | None = No
         raise ModelLoadError(f"{path}: {error}") from error
     names = _names_without_prefix(path, table, source)
     for assignment in _plan(path, model, table, names, source.shapes):
-        _fill(model, assignment, source)
+        _fill(model, assignment, source, device)
     if config.tied_head and table.head in names:
         _check_copy_of_words(path, model, names[table.head], source)
-    return model.eval()
+    return model.to(device).eval()  # tables of positions: every parameter is there already
 
 
 def _open(path: Path) -> tuple[ModelConfig, NameTable, TensorSource]:
@@ -165,29 +167,31 @@ def _rows(place: Place, config: ModelConfig, parameter: Tensor) -> tuple[Tensor,
     return rows, (count, *parameter.shape[1:])
 
 
-def _fill(model: Decoder, assignment: Assignment, source: TensorSource) -> None:
+def _fill(model: Decoder, assignment: Assignment, source: TensorSource, device: torch.device | None) -> None:
     """Stream one tensor into its rows."""
-    parameter = _with_memory(model, assignment.parameter)
+    parameter = _with_memory(model, assignment.parameter, device)
     rows = assignment.rows
     start, in_order = int(rows[0]), bool((rows.diff() == 1).all())
     for first, block in source.blocks(assignment.name):
         end = first + len(block)
         if assignment.transposed:
-            parameter[:, first:end] = block.to(parameter.dtype).t()
+            parameter[:, first:end] = block.to(parameter).t()
         elif in_order:
             parameter[start + first : start + end] = block
         else:
-            parameter[rows[first:end]] = block.to(parameter.dtype)
+            parameter[rows[first:end]] = block.to(parameter)
     if assignment.plus_one:
         parameter[rows] += 1
 
 
-def _with_memory(model: Decoder, name: str) -> Tensor:
+def _with_memory(model: Decoder, name: str, device: torch.device | None) -> Tensor:
     """A parameter's memory, taken now if it has none."""
     parameter = model.get_parameter(name)
     if parameter.is_meta:
         owner, _, leaf = name.rpartition(".")
-        parameter = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype), requires_grad=False)
+        parameter = nn.Parameter(
+            torch.empty(parameter.shape, dtype=parameter.dtype, device=device), requires_grad=False
+        )
         setattr(model.get_submodule(owner), leaf, parameter)
     return parameter.data
 
@@ -200,5 +204,5 @@ def _check_copy_of_words(path: Path, model: Decoder, name: str, source: TensorSo
             f"{path}: tensor {name} must have shape {list(words.shape)}, got {list(source.shapes[name])}"
         )
     for first, block in source.blocks(name):
-        if not torch.equal(words[first : first + len(block)], block.to(words.dtype)):
+        if not torch.equal(words[first : first + len(block)], block.to(words)):
             raise ModelLoadError(f"{path}: tensor {name} differs from the word embedding, though the config ties them")
