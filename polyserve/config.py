@@ -33,7 +33,7 @@ class EngineConfig:
     )
     max_num_seqs: int = option(64, "most sequences that compute in one step")
     max_num_batched_tokens: int = option(512, "most tokens that one step computes; longer prompts go in chunks")
-    block_size: int = option(16, "tokens in one block of the KV cache; divides 128")
+    block_size: int = option(16, "tokens in one block of the KV cache; divides 128, or is a multiple of it")
     kv_cache_dtype: str = option(
         "auto",
         "dtype of the KV cache; auto: that of the weights; int8 and fp8 keep a scale for each token and head",
@@ -47,7 +47,7 @@ class EngineConfig:
     gpu_memory_utilization: float = option(0.9, "share of a GPU's memory for weights, KV cache and computing")
     enable_prefix_caching: bool = option(True, "reuse the keys and values of prompts that begin alike")
     backend: str | None = option(
-        None, "kernels to use; default: the best one for the device", choices=("reference", "triton")
+        None, "kernels to use; default: the best one for the device", choices=("reference", "triton", "triton+flash")
     )
     fast_matmul: bool = option(
         False, "multiply with cuBLAS on a GPU: faster, but a row's bits then depend on how many are computed with it"
@@ -67,8 +67,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.block_size < 1 or 128 % self.block_size:
-            raise ValueError(f"block_size must divide 128 (the key tile), got {self.block_size}")
+        if self.block_size < 1 or (128 % self.block_size and self.block_size % 128):
+            raise ValueError(f"block_size must divide 128 (the key tile) or be a multiple of it, got {self.block_size}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

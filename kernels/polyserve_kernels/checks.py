@@ -109,8 +109,9 @@ def check_cache(cache: BlockCache, kv_heads: int | str, head_size: int | str) ->
     check_dtype("cache.v", cache.v, cache.k.dtype)
     check_contiguous("cache.k", cache.k)
     check_contiguous("cache.v", cache.v)
-    if cache.k.shape[1] == 0 or KEY_TILE % cache.k.shape[1]:
-        raise ValueError(f"block_size must divide {KEY_TILE}, got {cache.k.shape[1]}")
+    block_size = cache.k.shape[1]
+    if block_size == 0 or (KEY_TILE % block_size and block_size % KEY_TILE):
+        raise ValueError(f"block_size must divide {KEY_TILE} or be a multiple of it, got {block_size}")
     scaled = cache.k.dtype in SCALED
     for name, scales in (("cache.k_scales", cache.k_scales), ("cache.v_scales", cache.v_scales)):
         if (scales is not None) != scaled:

@@ -40,8 +40,17 @@ def _load_cublas() -> Any:
     return cublas
 
 
+def _load_flash() -> Any:
+    from polyserve_kernels.flash import attention
+
+    return attention
+
+
 _LOADERS: dict[str, Callable[[], Backend]] = {"reference": _load_reference, "triton": _load_triton}
-_OVERLAYS: dict[str, Callable[[], Any]] = {"cublas": _load_cublas}  # modules with some operations, over triton's
+_OVERLAYS: dict[str, Callable[[], Any]] = {
+    "cublas": _load_cublas,
+    "flash": _load_flash,
+}  # modules with some operations, over triton's
 _BEST_FIRST = {"cuda": ("triton", "reference"), "cpu": ("cpu", "reference")}  # by device type
 
 _named: str | None = None  # what `use_backend` said
@@ -152,6 +161,8 @@ def _overlaid(base: Backend, overlay: Any) -> Backend:
 
 def _lacks(name: str) -> str | None:
     """What is missing here for a backend to answer."""
+    if name == "flash" and importlib.util.find_spec("flash_attn") is None:
+        return "needs the flash-attn package (pip install 'polyserve-lm[flash]')"
     if name != "triton":
         return None
     if importlib.util.find_spec("triton") is None:

@@ -263,7 +263,7 @@ def paged_prefill(
     """Causal attention of each sequence's last tokens to its cached keys, their own included.
 
     q: [T, Hq, D].
-    cache: `BlockCache`, its dtype may differ from q's; block_size divides 128.
+    cache: `BlockCache`, its dtype may differ from q's; block_size divides 128 or is a multiple.
     block_tables: [S, max_blocks] int32, row s lists sequence s's blocks in order, -1 after the last.
     seq_lens: [S] int32, in tokens, counting the new ones.
     cu_seqlens_q: [S + 1] int32, the first row of each sequence in q, then T.  A sequence may have no row.

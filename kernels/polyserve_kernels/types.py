@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-KEY_TILE = 128  # keys of one attention partial, at absolute positions; a block of the cache divides it
+KEY_TILE = 128  # keys of one attention partial, at absolute positions; divides the cache's blocks, or they divide it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

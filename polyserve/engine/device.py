@@ -7,6 +7,7 @@ from polyserve.errors import ModelLoadError
 from polyserve.model.config import ModelConfig
 from polyserve_kernels import dispatch
 
+FLASH_BLOCK_MULTIPLE = 256  # flash-attn's own
 _FIXED_BYTES = 2**28  # partial products, the allocator's rounding, and what CUDA graphs keep
 
 
@@ -19,6 +20,10 @@ def choose_device(config: EngineConfig) -> torch.device:
     if device.type == "cpu" and config.fast_matmul:
         raise ModelLoadError("fast_matmul multiplies with cuBLAS: it needs a GPU, and the device is cpu")
     backend = config.backend
+    if backend == "triton+flash" and config.block_size % FLASH_BLOCK_MULTIPLE:
+        raise ModelLoadError(
+            f"backend triton+flash takes block_size in multiples of {FLASH_BLOCK_MULTIPLE}, got {config.block_size}"
+        )
     if config.fast_matmul:
         backend = f"{backend or 'triton'}+cublas"
     try:

@@ -78,7 +78,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: ops.copy_blocks(KV, TABLES), "pairs must be int64, got int32"),
     (
         lambda: ops.copy_blocks(BlockCache(CACHE[:, :12].clone(), CACHE[:, :12].clone()), TABLES),
-        "block_size must divide 128, got 12",
+        "block_size must divide 128 or be a multiple of it, got 12",
     ),
     (lambda: ops.attention_varlen(Q, K, K, BOUNDS.long(), scale=1.0), "cu_seqlens must be int32, got int64"),
     (lambda: attend(window=0), "window must be more than 0, got 0"),
