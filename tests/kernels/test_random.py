@@ -2,10 +2,17 @@
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from polyserve_kernels import ops
+from polyserve_kernels.reference import random as reference
 from polyserve_kernels.reference.random import philox
+from polyserve_kernels.triton.random import philox as philox_in_a_kernel
+from support.poison import poisoned_memory
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 # https://github.com/DEShawResearch/random123, tests/kat_vectors, philox4x32 10: counter, key, words
 PUBLISHED = [
@@ -23,9 +30,28 @@ def uniform(seed: int, choice: int, position: int, *, purpose: int = 0, count: i
     return ops.random_uniform(*(torch.tensor([x]) for x in (seed, choice, position)), purpose, count)[0]
 
 
+@triton.jit
+def philox_kernel(numbers_ptr, words_ptr):
+    """numbers: the counter's four, then the key's two."""
+    at = tl.arange(0, 1)
+    c0, c1 = tl.load(numbers_ptr + at).to(tl.uint32), tl.load(numbers_ptr + 1 + at).to(tl.uint32)
+    c2, c3 = tl.load(numbers_ptr + 2 + at).to(tl.uint32), tl.load(numbers_ptr + 3 + at).to(tl.uint32)
+    k0, k1 = tl.load(numbers_ptr + 4 + at).to(tl.uint32), tl.load(numbers_ptr + 5 + at).to(tl.uint32)
+    w0, w1, w2, w3 = philox_in_a_kernel(c0, c1, c2, c3, k0, k1)
+    tl.store(words_ptr + at, w0.to(tl.int64))
+    tl.store(words_ptr + 1 + at, w1.to(tl.int64))
+    tl.store(words_ptr + 2 + at, w2.to(tl.int64))
+    tl.store(words_ptr + 3 + at, w3.to(tl.int64))
+
+
 @pytest.mark.parametrize(("counter", "key", "words"), PUBLISHED)
-def test_philox_gives_the_published_words(counter, key, words):
-    assert philox(torch.tensor(counter)[:, None], torch.tensor(key)[:, None])[:, 0].tolist() == list(words)
+def test_philox_gives_the_published_words(backend, counter, key, words):
+    if backend == "reference":
+        ours = philox(torch.tensor(counter)[:, None], torch.tensor(key)[:, None])[:, 0]
+    else:
+        ours = torch.empty(4, dtype=torch.int64)
+        philox_kernel[(1,)](torch.tensor([*counter, *key]), ours)
+    assert ours.tolist() == list(words)
 
 
 def test_a_uniform_is_the_odd_24_bit_number_around_a_words_upper_bits():
@@ -63,3 +89,18 @@ def test_asking_for_no_rows_or_no_numbers_gives_none():
     none = torch.zeros(0, dtype=torch.int64)
     assert ops.random_uniform(none, none, none, 0, 5).shape == (0, 5)
     assert uniform(1, 2, 3, count=0).shape == (0,)
+
+
+def test_every_backend_gives_the_bits_of_the_reference():
+    extreme = torch.tensor([0, 2**31 - 1, 2**31, 2**32 - 1])
+    seeds = torch.tensor([-1, 2**63 - 1, -(2**63), 12345])
+    ours = ops.random_uniform(seeds, extreme, extreme.flip(0), 2**32 - 1, 601)
+    expected = reference.random_uniform(seeds, extreme, extreme.flip(0), purpose=2**32 - 1, count=601)
+    assert torch.equal(ours, expected)
+
+
+def test_every_number_is_written():
+    seeds = torch.arange(3)
+    with poisoned_memory():
+        ours = ops.random_uniform(seeds, seeds, seeds, 1, 7)
+    assert ((ours > 0) & (ours < 1)).all()

@@ -1,3 +1,11 @@
 """The operations of this backend by name; `polyserve_kernels.backend.Backend` is what is asked of it."""
+# ruff: noqa: F403, F405  (the reference stands in until each operation has its kernel)
 
-from polyserve_kernels.reference.backend import *  # noqa: F403  (until each has its kernel)
+from polyserve_kernels.reference.backend import *
+from polyserve_kernels.triton.random import random_uniform
+
+__all__ = [
+    "add_layer_norm", "add_rms_norm", "attention_varlen", "bias_gelu", "copy_blocks", "gated_gelu", "gated_silu",
+    "head_logits", "head_topk", "layer_norm", "matmul", "num_vocab_tiles", "paged_decode", "paged_prefill",
+    "random_uniform", "rms_norm", "rotary", "rotary_write_kv", "token_logprobs",
+]  # fmt: skip
