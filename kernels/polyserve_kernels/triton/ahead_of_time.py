@@ -37,6 +37,7 @@ class Launch:
     constants: dict[str, str]  # tl.constexpr arguments
     num_warps: int
     num_stages: int
+    argument_bytes: int  # of its tensors, each counted once: what it moves if nothing is read twice
     code: Code
 
 
@@ -81,6 +82,7 @@ class _Compiling:
     kernel: Any
     grid: tuple[int, ...]
     options: dict[str, Any]
+    argument_bytes: int
     compiled: Any  # a compiled kernel, or one that Triton has in work
 
     def wait(self, call: str) -> None:
@@ -99,6 +101,7 @@ class _Compiling:
             constants={name: str(self.options[name]) for name in signature if name in self.options},
             num_warps=self.options["num_warps"],
             num_stages=self.options["num_stages"],
+            argument_bytes=self.argument_bytes,
             code=code,
         )
 
@@ -111,8 +114,10 @@ class _Observer:
     launches: list[_Compiling]
 
     def __call__(self, kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        tensors = {id(x): x for x in args if isinstance(x, torch.Tensor)}
+        argument_bytes = sum(x.numel() * x.element_size() for x in tensors.values())
         compiled = kernel.warmup(*args, grid=grid, **options)
-        self.launches.append(_Compiling(self.arch, kernel, grid, options, compiled))
+        self.launches.append(_Compiling(self.arch, kernel, grid, options, argument_bytes, compiled))
 
 
 class _StandIn:

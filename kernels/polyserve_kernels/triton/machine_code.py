@@ -70,7 +70,7 @@ class Code:
 
 
 @dataclass(frozen=True, slots=True)
-class _Instruction:
+class Instruction:
     address: int
     guarded: bool  # by a predicate: what follows may be reached all the same
     opcode: str
@@ -97,7 +97,7 @@ def read_code(cubin: bytes, *, arch: int, dynamic_shared_bytes: int, tensor_colu
         shared_bytes=shared_bytes,
         matrix={opcode: count for opcode, count in sorted(opcodes.items()) if _MATRIX.match(opcode)},
         async_copies=_count(_ASYNC_COPY, instructions),
-        loops=tuple(_matrix_loops(instructions)),
+        loops=tuple(read_loops(instructions)),
         num_instructions=len(instructions),
         occupancy=occupancy(arch, num_warps, registers, shared_bytes, tensor_columns),
     )
@@ -116,9 +116,9 @@ def occupancy(arch: int, num_warps: int, registers: int, shared_bytes: int, tens
     return blocks * num_warps / limits.max_warps
 
 
-def parse_sass(text: str) -> list[_Instruction]:
+def parse_sass(text: str) -> list[Instruction]:
     return [
-        _Instruction(int(address, 16), guard not in ("", None, "PT", "UPT"), opcode, operands.strip())
+        Instruction(int(address, 16), guard not in ("", None, "PT", "UPT"), opcode, operands.strip())
         for address, guard, opcode, operands in _INSTRUCTION.findall(text)
     ]
 
@@ -127,11 +127,11 @@ def _run(option: str, file: str) -> str:
     return subprocess.run([_TOOL, option, file], check=True, capture_output=True, text=True).stdout
 
 
-def _count(pattern: re.Pattern[str], instructions: Iterable[_Instruction]) -> int:
+def _count(pattern: re.Pattern[str], instructions: Iterable[Instruction]) -> int:
     return sum(1 for instruction in instructions if pattern.match(instruction.opcode))
 
 
-def _matrix_loops(instructions: Sequence[_Instruction]) -> Iterator[Loop]:
+def read_loops(instructions: Sequence[Instruction]) -> Iterator[Loop]:
     """The innermost natural loops that hold matrix instructions."""
     graph = _Graph(instructions)
     bodies = {}
@@ -151,14 +151,14 @@ def _matrix_loops(instructions: Sequence[_Instruction]) -> Iterator[Loop]:
 class _Graph:
     """Blocks of instructions that run one after another, and which block may follow which."""
 
-    def __init__(self, instructions: Sequence[_Instruction]) -> None:
+    def __init__(self, instructions: Sequence[Instruction]) -> None:
         meeting_points = _meeting_points(instructions)
         starts = {0}
         for i, instruction in enumerate(instructions):
             if _name(instruction) in _ENDS_BLOCK:
                 starts.add(instructions[i + 1].address if i + 1 < len(instructions) else 0)
                 starts.update(_targets(instruction, meeting_points))
-        self.blocks: list[list[_Instruction]] = []
+        self.blocks: list[list[Instruction]] = []
         for instruction in instructions:
             if instruction.address in starts:
                 self.blocks.append([])
@@ -218,11 +218,11 @@ class _Graph:
 _ENDS_BLOCK = {"BRA", "BRX", "JMP", "EXIT", "RET", "BSYNC"}
 
 
-def _name(instruction: _Instruction) -> str:
+def _name(instruction: Instruction) -> str:
     return instruction.opcode.split(".")[0]
 
 
-def _meeting_points(instructions: Iterable[_Instruction]) -> dict[str, list[int]]:
+def _meeting_points(instructions: Iterable[Instruction]) -> dict[str, list[int]]:
     """Barrier register -> where the threads that meet there go on."""
     points: dict[str, list[int]] = {}
     for instruction in instructions:
@@ -232,7 +232,7 @@ def _meeting_points(instructions: Iterable[_Instruction]) -> dict[str, list[int]
     return points
 
 
-def _targets(instruction: _Instruction, meeting_points: dict[str, list[int]]) -> list[int]:
+def _targets(instruction: Instruction, meeting_points: dict[str, list[int]]) -> list[int]:
     if _name(instruction) == "BSYNC":
         return meeting_points.get(instruction.operands, [])
     if _name(instruction) not in ("BRA", "JMP"):
@@ -240,7 +240,7 @@ def _targets(instruction: _Instruction, meeting_points: dict[str, list[int]]) ->
     return [int(target, 16) for target in re.findall(r"\b0x([0-9a-f]+)", instruction.operands)]
 
 
-def _falls_through(instruction: _Instruction) -> bool:
+def _falls_through(instruction: Instruction) -> bool:
     """Whether the next instruction can follow. `BRA.U UP0, 0x70` carries its condition as an operand."""
     if _name(instruction) in ("BRA", "JMP"):
         return instruction.guarded or "," in instruction.operands

@@ -1,0 +1,68 @@
+"""One call of an operation at the sizes of a real model, which the report compiles and the checks look at.
+
+Tensors are on `meta`: they have shapes, dtypes and strides, and no contents.
+Bytes   the least that a call must move: what goes in, read once, and what comes out, written once
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyserve_kernels.triton.launch import architecture, observed
+
+EVERY_ARCHITECTURE = (80, 90, 100)
+
+Operation = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shipped:
+    """One call of an operation, or the backward pass of one."""
+
+    operation: Operation
+    configuration: str
+    args: tuple[Any, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    flops: int
+    gradients_of: tuple[int, ...] = ()  # the backward pass, for these arguments; empty: the forward pass
+    many_rows: bool = False  # enough rows for the largest matrix instruction: wgmma on sm_90
+    products: str | None = None  # calls that share this must share their matrix instruction, for their bits to agree
+    architectures: tuple[int, ...] = EVERY_ARCHITECTURE
+
+    @property
+    def name(self) -> str:
+        return self.operation.__name__ + (" backward" if self.gradients_of else "")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is multiplied: the dtype of the first argument."""
+        dtype: torch.dtype = self.args[0].dtype
+        return dtype
+
+    def run(self) -> int:
+        """Make the call; the caller observes its launches. Returns the bytes that it must at least move."""
+        if not self.gradients_of:
+            return bytes_of((self.args, self.options, self.operation(*self.args, **self.options)))
+        leaves = [x.detach().requires_grad_() if i in self.gradients_of else x for i, x in enumerate(self.args)]
+        with observed(architecture(torch.device("meta")), lambda *_: None):  # the forward pass has its own entry
+            results = self.operation(*leaves, **self.options)
+        outputs = [x for x in (results if isinstance(results, tuple) else (results,)) if x.requires_grad]
+        grads = [torch.empty_like(x) for x in outputs]
+        wanted = torch.autograd.grad(outputs, [leaves[i] for i in self.gradients_of], grads)
+        return bytes_of((self.args, self.options, grads, wanted))
+
+
+def bytes_of(value: object) -> int:
+    """Of all tensors in nested tuples, lists, dicts and dataclasses."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, tuple | list):
+        return sum(map(bytes_of, value))
+    if isinstance(value, dict):
+        return sum(map(bytes_of, value.values()))
+    if is_dataclass(value):
+        return sum(bytes_of(getattr(value, part.name)) for part in fields(value))
+    return 0

@@ -1,0 +1,96 @@
+"""Shipped calls of dense products: matmul, and what samples and scores from the head.   Flops   2 T N K"""
+
+from collections.abc import Iterator
+
+import torch
+
+from polyserve_kernels import ops
+from polyserve_kernels.triton.shipped.call import Shipped
+from polyserve_kernels.triton.shipped.models import (
+    BF16,
+    DECODE_ROWS,
+    FP16,
+    FP32,
+    GEMMA3,
+    GPT2,
+    POLYLM_13B,
+    PREFILL_ROWS,
+    SMOLLM2,
+    Model,
+    tensor,
+    word,
+)  # fmt: skip
+from polyserve_kernels.types import LogitEdits
+
+
+def product_flops(rows: int, columns: int, depth: int) -> int:
+    return 2 * rows * columns * depth
+
+
+def calls() -> Iterator[Shipped]:
+    yield from _matmul()
+    yield from _head()
+
+
+def _matmul() -> Iterator[Shipped]:
+    sizes = [(POLYLM_13B, "qkv", 15360, 5120), (POLYLM_13B, "down", 5120, 20480), (GPT2, "up", 3072, 768)]
+    sizes += [(SMOLLM2, "qkv", 960, 576), (GEMMA3, "gate and up", 13824, 1152)]
+    for model, what, columns, depth in sizes:
+        for rows in (DECODE_ROWS, PREFILL_ROWS):
+            for dtype in (BF16, FP16, FP32) if model is POLYLM_13B else (BF16,):
+                bias = tensor(columns, dtype=dtype) if model.norm == "layer" and what != "up" else None
+                yield Shipped(
+                    operation=ops.matmul,
+                    configuration=f"{model.name} {what}, {rows} rows, {word(dtype)}",
+                    args=(tensor(rows, depth, dtype=dtype), tensor(columns, depth, dtype=dtype), bias),
+                    flops=product_flops(rows, columns, depth),
+                    many_rows=rows == PREFILL_ROWS,
+                    products=f"matmul {word(dtype)}",
+                )
+
+
+def _head() -> Iterator[Shipped]:
+    for model, soft_cap in ((POLYLM_13B, None), (GPT2, None), (GEMMA3, 30.0)):
+        for rows in (1, DECODE_ROWS):
+            hidden, weight = tensor(rows, model.hidden), tensor(model.vocab, model.hidden)
+            flops = product_flops(rows, model.vocab, model.hidden)
+            for edited in (False, True):
+                yield Shipped(
+                    operation=ops.head_topk,
+                    configuration=f"{model.name}, {rows} rows" + ", edits, draws, top 8" * edited,
+                    args=(hidden, weight),
+                    options={"k": 64, "soft_cap": soft_cap, **(_edited(model, rows) if edited else {})},
+                    flops=flops,
+                    products="head",
+                )
+            yield Shipped(
+                operation=ops.head_logits,
+                configuration=f"{model.name}, {rows} rows",
+                args=(hidden, weight),
+                options={"soft_cap": soft_cap},
+                flops=flops,
+                products="head",
+            )
+        rows = PREFILL_ROWS
+        yield Shipped(
+            operation=ops.token_logprobs,
+            configuration=f"{model.name}, {rows} rows, top 8",
+            args=(tensor(rows, model.hidden), tensor(model.vocab, model.hidden), tensor(rows, dtype=torch.int64)),
+            options={"num_top": 8, "soft_cap": soft_cap},
+            flops=product_flops(rows, model.vocab, model.hidden),
+            products="head",
+        )
+
+
+def _edited(model: Model, rows: int) -> dict[str, object]:
+    num_edits = 64 * rows
+    entries = {name: tensor(num_edits, dtype=torch.int64) for name in ("rows", "ids")}
+    entries |= {name: tensor(num_edits, dtype=FP32) for name in ("repetition", "bias")}
+    allowed = tensor(rows, -(-model.vocab // 32), dtype=torch.int32)
+    num_tiles = ops.num_vocab_tiles(model.vocab, model.hidden, device=torch.device("meta"))
+    return {
+        "edits": LogitEdits(**entries, allowed=allowed),
+        "temperature": tensor(rows, dtype=FP32),
+        "uniforms": tensor(rows, num_tiles, 2, dtype=FP32),
+        "num_top": 8,
+    }
