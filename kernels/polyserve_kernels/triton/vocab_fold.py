@@ -2,12 +2,13 @@
 
     tile        (maximum m, sum of exp(x - m)) of each SUM_IDS ids of a row
     row         M = max m,  total = sum of sums * exp(m - M),  lse = M + log(total)
-Bits    both sums are of whole numbers, units of 2**-40, cut off: whole numbers add up to the same in any order, so that
-        no block size, number of warps or layout of a compiled kernel shows in a log-sum-exp. A logit is `product_tile`'s
+Bits    both sums are of whole numbers, in units of 2**-40: whole numbers add up to the same in any order, so that no
+        block size, number of warps or layout of a compiled kernel shows in a log-sum-exp. Logits are `product_tile`'s
 Errors  cutting off loses less than 2**-40 of a row's largest exponential for each id; the rest is float32
 Range   a row's total is at most 2**62 units: vocabularies of up to 2**22 ids
 NaN     a logit that is nan or inf makes its row's log-sum-exp nan. A row of -inf alone has -inf
-Shapes  S rows   V vocabulary   C channels   P = ceil(V / SUM_IDS) parts of a row   parts [2, S, P] float32: maxima, sums
+Shapes  S rows   V vocabulary   C channels   P = ceil(V / SUM_IDS) parts of a row
+        hidden [S, C]   weight [V, C]   parts [2, S, P] float32: maxima, then sums
 """
 
 import torch
@@ -64,10 +65,10 @@ def store_sums(parts_ptr, x, rows, first_part, S, P, BLOCK_M: tl.constexpr, BLOC
     """Write what `tile_sums` gives of a tile whose first id begins part first_part."""
     m, sums = tile_sums(x, BLOCK_M, BLOCK_N)
     part = first_part + tl.arange(0, BLOCK_N // _SUM_IDS)
-    place = rows.to(tl.int64)[:, None] * P + part[None, :]
+    row = rows.to(tl.int64)[:, None]
     inside = (rows < S)[:, None] & (part < P)[None, :]
-    tl.store(parts_ptr + place, m, mask=inside)
-    tl.store(parts_ptr + S.to(tl.int64) * P + place, sums, mask=inside)
+    tl.store(parts_ptr + row * P + part[None, :], m, mask=inside)
+    tl.store(parts_ptr + (S + row) * P + part[None, :], sums, mask=inside)
 
 
 @triton.jit
