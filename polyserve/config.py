@@ -45,6 +45,9 @@ class EngineConfig:
         "--gpu-memory-utilization leaves",
     )
     gpu_memory_utilization: float = option(0.9, "share of a GPU's memory for weights, KV cache and computing")
+    async_scheduling: bool | None = option(
+        None, "schedule and launch a step while the one before it computes; default: on a GPU"
+    )
     enable_prefix_caching: bool = option(True, "reuse the keys and values of prompts that begin alike")
     backend: str | None = option(
         None, "kernels to use; default: the best one for the device", choices=("reference", "triton", "triton+flash")

@@ -42,6 +42,7 @@ class Batch:
     first_rows: list[int]  # [S + 1], where each chunk's rows begin; then T
     token_ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64
+    awaiting: list[tuple[int, int]]  # (sequence, its row) where the token is not known yet; token_ids has 0 there
     context: PagedContext
 
     @property
@@ -59,8 +60,12 @@ def make_batch(step: Step, sequences: Mapping[int, KnownSequence], cache: KVCach
     np.cumsum(lengths, out=first_rows[1:])
 
     token_ids: list[int] = []
+    awaiting: list[tuple[int, int]] = []
     for chunk, seq in zip(chunks, known, strict=True):
         token_ids += seq.tokens[chunk.start : chunk.start + chunk.num_tokens]
+        if chunk.start + chunk.num_tokens > len(seq.tokens):
+            awaiting.append((chunk.seq_id, len(token_ids)))
+            token_ids.append(0)
     row_seqs = np.repeat(np.arange(len(chunks)), lengths)  # [T]
     positions = np.arange(len(row_seqs)) + (starts - first_rows[:-1])[row_seqs]
     blocks, offsets = tables[row_seqs, positions // cache.block_size].astype(np.int64), positions % cache.block_size
@@ -77,6 +82,7 @@ def make_batch(step: Step, sequences: Mapping[int, KnownSequence], cache: KVCach
         first_rows=first_rows.tolist(),
         token_ids=_moved(np.array(token_ids, dtype=np.int64), cache.device),
         positions=_moved(positions, cache.device),
+        awaiting=awaiting,
         context=context,
     )
 

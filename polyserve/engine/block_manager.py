@@ -26,7 +26,7 @@ class BlockManager:
     ) -> list[tuple[int, int]] | None:
         """Give `seq`, which holds nothing, blocks for all its tokens, as many of them computed as can be shared.
 
-        donor: a sequence of the same request whose prompt is computed.  num_spare: blocks to leave free for others.
+        donor: a sequence of the same request whose prompt is stored.  num_spare: blocks to leave free for others.
         Returns the (source, destination) blocks to copy before anything is computed. Without room, returns None and
         changes nothing.
         """
@@ -49,7 +49,7 @@ class BlockManager:
 
     def cover(self, seq: Sequence) -> bool:
         """Give `seq` blocks for tokens that came since it was admitted. With too few it changes nothing: False."""
-        num_new = self._num_blocks_of(len(seq.tokens)) - len(seq.block_table)
+        num_new = self._num_blocks_of(seq.length) - len(seq.block_table)
         if num_new > self.pool.num_free:
             return False
         seq.block_table += [self.pool.take() for _ in range(num_new)]
@@ -57,11 +57,11 @@ class BlockManager:
         assert self.pool.num_holders(written) == 1, f"sequence {seq.seq_id} would write into a shared block"
         return True
 
-    def name_computed(self, seq: Sequence) -> None:
-        """Let the full blocks that `seq` has computed be found again."""
+    def name_computed(self, seq: Sequence, num_computed: int) -> None:
+        """Let the full blocks among the first `num_computed` tokens of `seq` be found again."""
         if not self._naming:
             return
-        num_full = seq.num_computed // self.block_size
+        num_full = num_computed // self.block_size
         for index in range(seq.num_named_blocks, num_full):
             self.pool.name(seq.block_table[index], self._digest(seq, index))
         seq.num_named_blocks = max(seq.num_named_blocks, num_full)
@@ -72,6 +72,7 @@ class BlockManager:
             self.pool.release(block)
         seq.block_table = []
         seq.num_computed = seq.num_named_blocks = seq.num_sent_blocks = 0
+        seq.prompt_stored = False
 
     def _find_prefix(self, seq: Sequence) -> list[int]:
         """Blocks that already store the beginning of `seq`, as many as there are, short of its last token."""

@@ -15,6 +15,7 @@ from polyserve.engine.device import cache_memory, choose_device, step_bytes
 from polyserve.engine.kv_cache import allocate, bytes_per_block, cache_dtype, num_blocks_for
 from polyserve.engine.runner import ModelRunner
 from polyserve.engine.scheduler import Scheduler, SchedulerStats
+from polyserve.engine.step import Step
 from polyserve.errors import InvalidRequest, ModelLoadError
 from polyserve.log import get_logger
 from polyserve.model.decoder import Decoder
@@ -24,6 +25,9 @@ from polyserve.request import Request, SequenceOutput, check_request
 from polyserve_kernels import dispatch
 
 log = get_logger(__name__)
+
+_FAULTS = (RuntimeError, ValueError, MemoryError)  # what computing raises; anything else is a broken invariant
+_NOT_COMPUTED = "the engine could not compute this request"
 
 
 class Engine:
@@ -82,6 +86,8 @@ class Engine:
         cache = allocate(model.config, num_blocks=num_blocks, block_size=block_size, dtype=dtype, device=device)
         recorded = device.type == "cuda" and not config.enforce_eager
         self._runner = ModelRunner(model, cache, graphs=DecodeGraphs(model, cache) if recorded else None)
+        self._overlaps = device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
+        self._under_way: Step | None = None
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> "Engine":
@@ -116,19 +122,45 @@ class Engine:
         self._scheduler.abort(request_id, choice)
 
     def has_work(self) -> bool:
-        return self._scheduler.has_work
+        return self._scheduler.has_work or self._under_way is not None
 
     def step(self) -> list[SequenceOutput]:
-        """Compute one step and tell what it brought. Without work it does nothing."""
-        if not self._scheduler.has_work:
-            return []
+        """Compute one step and tell what it brought. Without work it does nothing.
+
+        Where steps overlap, this one is launched first and the answer to the one before is told.
+        """
+        outputs: list[SequenceOutput] = []
+        if not (self._overlaps and self._runner.settled):
+            outputs += self._finish()
         step = self._scheduler.schedule()
+        launched = bool(step.chunks) and self._launch(step)
+        outputs += self._finish()
+        if launched:
+            self._under_way = step
+        else:
+            outputs += self._scheduler.fail(step, _NOT_COMPUTED)
+        if not self._overlaps:
+            outputs += self._finish()
+        return outputs
+
+    def _launch(self, step: Step) -> bool:
         try:
             self._runner.submit(step)
-        except (RuntimeError, ValueError, MemoryError):  # what computing raises; anything else is a broken invariant
+        except _FAULTS:
             log.exception("a step of %d sequences could not be computed", len(step.chunks))
-            return self._scheduler.fail(step, "the engine could not compute this request")
-        return self._scheduler.update(step, self._runner.result())
+            return False
+        return True
+
+    def _finish(self) -> list[SequenceOutput]:
+        """What the step under way brought, if there is one."""
+        step, self._under_way = self._under_way, None
+        if step is None:
+            return []
+        try:
+            return self._scheduler.update(step, self._runner.result())
+        except _FAULTS:
+            log.exception("a step of %d sequences could not be computed", len(step.chunks))
+            return self._scheduler.fail(step, _NOT_COMPUTED)
 
     def stats(self) -> SchedulerStats:
         return self._scheduler.stats

@@ -99,7 +99,9 @@ class TokenEdits:
         self._bias[place] = bias
 
 
-def gather_edits(rows: Sequence[TokenEdits | None], *, vocab_size: int) -> LogitEdits | None:
+def gather_edits(
+    rows: Sequence[TokenEdits | None], *, vocab_size: int, device: torch.device | None = None
+) -> LogitEdits | None:
     """The edits of a batch, row s those of `rows[s]`; None if there are none."""
     edited = [(row, edits) for row, edits in enumerate(rows) if edits is not None]
     if not edited:
@@ -111,13 +113,14 @@ def gather_edits(rows: Sequence[TokenEdits | None], *, vocab_size: int) -> Logit
             if edits.allowed is not None:
                 allowed[row] = edits.allowed
     lengths = [len(edits.ids) for _, edits in edited]
-    return LogitEdits(
-        rows=torch.from_numpy(np.repeat([row for row, _ in edited], lengths)),
-        ids=torch.from_numpy(np.concatenate([edits.ids for _, edits in edited])),
-        repetition=torch.from_numpy(np.concatenate([edits.repetition for _, edits in edited])),
-        bias=torch.from_numpy(np.concatenate([edits.bias for _, edits in edited])),
-        allowed=None if allowed is None else torch.from_numpy(allowed),
-    )
+    arrays = {
+        "rows": np.repeat([row for row, _ in edited], lengths),
+        "ids": np.concatenate([edits.ids for _, edits in edited]),
+        "repetition": np.concatenate([edits.repetition for _, edits in edited]),
+        "bias": np.concatenate([edits.bias for _, edits in edited]),
+    }
+    tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+    return LogitEdits(**tensors, allowed=None if allowed is None else torch.from_numpy(allowed).to(device))
 
 
 def _num_words(vocab_size: int) -> int:

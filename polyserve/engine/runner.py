@@ -1,9 +1,13 @@
 """Computes steps: keeps what it was told of each sequence, runs the model on a step's tokens, and draws the next ones.
 
-`submit` takes a step and `result` gives its answer, so that the scheduler could work while a device computes; on a CPU
-`submit` computes at once. A step changes what is known of sequences before anything is computed: after a fault while
-computing, what is known of the sequences outside the step is still right, and the others can be released as usual.
+`submit` launches a step and `result` gives its answer, so that the next step can be scheduled and launched while a
+device computes: a token that is not known yet goes from one step to the next on the device. On a CPU `submit` computes
+at once. A step changes what is known of sequences before anything is computed: after a fault while computing, what is
+known of the sequences outside the step is still right, and the others can be released as usual.
 """
+
+from collections import deque
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,10 +16,21 @@ from polyserve.engine.batch import Batch, KnownSequence, make_batch
 from polyserve.engine.cuda_graphs import DecodeGraphs
 from polyserve.engine.kv_cache import KVCache
 from polyserve.engine.logits import TokenEdits
-from polyserve.engine.sampler import NOT_FINITE, Sampler, SampleRow
+from polyserve.engine.sampler import NOT_FINITE, Draft, Sampler, SampleRow
 from polyserve.engine.step import Failed, NewSequence, PromptLogprobs, Sampled, Step, StepResult
 from polyserve.model.decoder import Decoder
 from polyserve_kernels import ops
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A step whose launches were made, and what it will bring."""
+
+    step: Step
+    ending: list[int]  # the sequences that get a token, in the order of the draft's rows
+    draft: Draft | None  # None if there are none
+    prompt_logprobs: list[PromptLogprobs]
+    failed: list[Failed]
 
 
 class ModelRunner:
@@ -26,24 +41,53 @@ class ModelRunner:
         self._sampler = Sampler(model.head_weight, soft_cap=model.config.final_soft_cap)
         self._graphs = graphs
         self._known: dict[int, KnownSequence] = {}
-        self._result: StepResult | None = None
+        self._under_way: deque[_UnderWay] = deque()
 
     def submit(self, step: Step) -> None:
-        assert self._result is None, "the result of the step before was not taken"
+        """Launch a step. It may come while the one before is under way, if that is `settled`."""
         self._learn(step)
         with torch.inference_mode():
             self._copy(step.copies)
             batch = make_batch(step, self._known, self._cache)
+            self._fill_in_awaited(batch)
             hidden = self._compute(batch)
             prompt_logprobs, failed = self._score_prompts(batch, hidden)
-            sampled, failed_too = self._sample(batch, hidden)
-        self._result = StepResult(sampled, prompt_logprobs, failed + failed_too)
+            ending, draft = self._sample(batch, hidden)
+        self._under_way.append(_UnderWay(step, ending, draft, prompt_logprobs, failed))
+
+    @property
+    def settled(self) -> bool:
+        """Whether the next tokens of all steps under way are on the device, for the next step to go on from."""
+        return all(x.draft is None or x.draft.settled for x in self._under_way)
 
     def result(self) -> StepResult:
-        """The answer to the step that was submitted last."""
-        assert self._result is not None, "no step was submitted"
-        result, self._result = self._result, None
-        return result
+        """The answer to the oldest step whose answer was not taken yet."""
+        assert self._under_way, "no step was submitted"
+        oldest = self._under_way.popleft()
+        sampled: list[Sampled] = []
+        failed = list(oldest.failed)
+        drawn = [] if oldest.draft is None else self._sampler.finish(oldest.draft)
+        for seq_id, draw in zip(oldest.ending, drawn, strict=True):
+            if draw.error is not None:
+                failed.append(Failed(seq_id, draw.error))
+                continue
+            seq = self._known.get(seq_id)
+            if seq is not None:  # None if it ended meanwhile
+                seq.tokens.append(draw.token_id)
+                if seq.edits is not None:
+                    seq.edits.append(draw.token_id)
+            sampled.append(Sampled(seq_id, draw.token_id, draw.logprob))
+        return StepResult(sampled, oldest.prompt_logprobs, failed)
+
+    def _fill_in_awaited(self, batch: Batch) -> None:
+        """Put the tokens that the step before samples into the rows that await them, on the device."""
+        if not batch.awaiting:
+            return
+        before = self._under_way[-1]
+        assert before.draft is not None
+        place = {seq_id: row for row, seq_id in enumerate(before.ending)}
+        rows = torch.tensor([(row, place[seq_id]) for seq_id, row in batch.awaiting]).to(self._cache.device)
+        batch.token_ids[rows[:, 0]] = before.draft.token_ids[rows[:, 1]]
 
     def _compute(self, batch: Batch) -> Tensor:
         """Hidden states [T, C]."""
@@ -101,24 +145,15 @@ class ModelRunner:
                 scored.append(PromptLogprobs(chunk.seq_id, start, entries))
         return scored, failed
 
-    def _sample(self, batch: Batch, hidden: Tensor) -> tuple[list[Sampled], list[Failed]]:
-        """The next token of every chunk that reaches the end of what is known of its sequence."""
+    def _sample(self, batch: Batch, hidden: Tensor) -> tuple[list[int], Draft | None]:
+        """Begin to draw the next token of every chunk that reaches the end of its sequence."""
         ending = [
             (chunk, last - 1) for chunk, last in zip(batch.chunks, batch.first_rows[1:], strict=True) if chunk.samples
         ]
-        sampled: list[Sampled] = []
-        failed: list[Failed] = []
         if not ending:
-            return sampled, failed
-        known = [self._known[chunk.seq_id] for chunk, _ in ending]
-        rows = [SampleRow(seq.params, seq.choice, len(seq.tokens), seq.edits) for seq in known]
-        drawn = self._sampler.sample(hidden[[row for _, row in ending]], rows)
-        for (chunk, _), seq, draw in zip(ending, known, drawn, strict=True):
-            if draw.error is not None:
-                failed.append(Failed(chunk.seq_id, draw.error))
-                continue
-            seq.tokens.append(draw.token_id)
-            if seq.edits is not None:
-                seq.edits.append(draw.token_id)
-            sampled.append(Sampled(chunk.seq_id, draw.token_id, draw.logprob))
-        return sampled, failed
+            return [], None
+        rows: list[SampleRow] = []
+        for chunk, _ in ending:
+            seq = self._known[chunk.seq_id]
+            rows.append(SampleRow(seq.params, seq.choice, chunk.start + chunk.num_tokens, seq.edits))
+        return [chunk.seq_id for chunk, _ in ending], self._sampler.begin(hidden[[row for _, row in ending]], rows)

@@ -13,7 +13,7 @@ Shapes  S rows   C channels   V vocabulary   K survivors   N most likely tokens 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 
 import numpy as np
@@ -26,7 +26,7 @@ from polyserve.engine.logits import TokenEdits, gather_edits
 from polyserve.request import TokenLogprob
 from polyserve.sampling_params import SamplingParams
 from polyserve_kernels import ops
-from polyserve_kernels.types import HeadTopK
+from polyserve_kernels.types import HeadTopK, LogitEdits
 
 NUM_SURVIVORS = 128
 NUM_CANDIDATES = 4096  # that are tried next where survivors are too few, before all of the vocabulary is sorted
@@ -57,6 +57,22 @@ class Drawn:
     error: str | None = None  # why there is no token; for the client
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What was launched for some rows. Tensors are on the device, and may not have been computed yet."""
+
+    hidden: Tensor  # [S, C]
+    rows: Sequence[SampleRow]
+    head: HeadTopK
+    token_ids: Tensor  # [S], the next token of each row without filters
+    raw: Tensor  # [S], its logit
+
+    @property
+    def settled(self) -> bool:
+        """Whether `token_ids` are the next tokens: filters and edits are the CPU's business."""
+        return not any(_is_filtered(row.params) or row.edits is not None for row in self.rows)
+
+
 class Sampler:
     def __init__(self, head_weight: Tensor, *, soft_cap: float | None) -> None:
         """head_weight: [V, C]."""
@@ -66,17 +82,25 @@ class Sampler:
 
     def sample(self, hidden: Tensor, rows: Sequence[SampleRow]) -> list[Drawn]:
         """hidden: [S, C], one row for each of `rows`."""
+        return self.finish(self.begin(hidden, rows))
+
+    def begin(self, hidden: Tensor, rows: Sequence[SampleRow]) -> Draft:
+        """Launch what the head has to compute, without waiting for it."""
         head = self._head(hidden, rows)
+        token_ids, raw = head.ids[:, 0], head.raw[:, 0]
+        if head.drawn_ids is not None and head.drawn_raw is not None:
+            greedy = torch.tensor([row.params.greedy for row in rows], device=hidden.device)
+            token_ids, raw = token_ids.where(greedy, head.drawn_ids), raw.where(greedy, head.drawn_raw)
+        return Draft(hidden, rows, head, token_ids, raw)
+
+    def finish(self, draft: Draft) -> list[Drawn]:
+        """Wait for a draft, and apply filters, which need its hidden states as they were."""
+        rows, hidden, head = draft.rows, draft.hidden, _on_cpu(draft.head)
+        token_ids, raw = draft.token_ids.cpu(), draft.raw.cpu()
         errors = [_error(*pair) for pair in zip(head.raw_lse.tolist(), head.lse.tolist(), strict=True)]
-        token_ids, raw = head.ids[:, 0].clone(), head.raw[:, 0].clone()
-        sampled = [i for i, row in enumerate(rows) if not row.params.greedy and errors[i] is None]
-        filtered = [i for i in sampled if has_filters(rows[i].params)]
-        if len(filtered) < len(sampled):
-            assert head.drawn_ids is not None
-            assert head.drawn_raw is not None
-            plain = [i for i in sampled if not has_filters(rows[i].params)]
-            token_ids[plain], raw[plain] = head.drawn_ids[plain], head.drawn_raw[plain]
+        filtered = [i for i, row in enumerate(rows) if errors[i] is None and _is_filtered(row.params)]
         if filtered:
+            token_ids, raw = token_ids.clone(), raw.clone()
             index, certain = self._draw_from_survivors([rows[i] for i in filtered], head, filtered)
             token_ids[filtered], raw[filtered] = head.ids[filtered, index], head.raw[filtered, index]
             spilled = [i for i, settled in zip(filtered, certain, strict=True) if not settled]
@@ -92,7 +116,11 @@ class Sampler:
         targets[t]."""
         num_top = min(num_top, self._vocab_size)
         logprobs, top_ids, top_logprobs = ops.token_logprobs(
-            hidden, self._weight, torch.tensor(targets), num_top=num_top, soft_cap=self._soft_cap
+            hidden,
+            self._weight,
+            torch.tensor(targets, device=hidden.device),
+            num_top=num_top,
+            soft_cap=self._soft_cap,
         )
         if not logprobs.isfinite().all():
             return None
@@ -103,18 +131,21 @@ class Sampler:
         """Everything that is needed of the vocabulary, in one pass over it."""
         uniforms = None
         if not all(row.params.greedy or has_filters(row.params) for row in rows):
-            num_tiles = ops.num_vocab_tiles(self._vocab_size, self._num_channels)
-            uniforms = _uniforms(rows, PURPOSE_DRAW, 2 * num_tiles).view(len(rows), num_tiles, 2)
+            num_tiles = ops.num_vocab_tiles(self._vocab_size, self._num_channels, device=hidden.device)
+            uniforms = _uniforms(rows, PURPOSE_DRAW, 2 * num_tiles, hidden.device).view(len(rows), num_tiles, 2)
         return ops.head_topk(
             hidden,
             self._weight,
             k=min(NUM_SURVIVORS, self._vocab_size),
-            temperature=_temperatures(rows),
-            edits=gather_edits([row.edits for row in rows], vocab_size=self._vocab_size),
+            temperature=_temperatures(rows, hidden.device),
+            edits=self._edits(rows),
             uniforms=uniforms,
             num_top=min(max(row.params.logprobs or 0 for row in rows), self._vocab_size),
             soft_cap=self._soft_cap,
         )
+
+    def _edits(self, rows: Sequence[SampleRow]) -> LogitEdits | None:
+        return gather_edits([row.edits for row in rows], vocab_size=self._vocab_size, device=self._weight.device)
 
     def _draw_from_survivors(
         self, rows: Sequence[SampleRow], head: HeadTopK, index: list[int]
@@ -124,18 +155,19 @@ class Sampler:
             head.values[index].numpy(),
             head.lse[index].numpy(),
             Filters.of([row.params for row in rows], vocab_size=self._vocab_size),
-            _fine_uniforms(rows),
+            _fine_uniforms(rows, self._weight.device),
             vocab_size=self._vocab_size,
         )
         return drawn.tolist(), certain.tolist()
 
     def _draw_from_all(self, hidden: Tensor, rows: Sequence[SampleRow], lse: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids and raw logits of a few rows, drawn as from survivors, but from as many tokens as it takes."""
-        edits = gather_edits([row.edits for row in rows], vocab_size=self._vocab_size)
+        edits = self._edits(rows)
         raw, values = ops.head_logits(
-            hidden, self._weight, edits=edits, temperature=_temperatures(rows), soft_cap=self._soft_cap
+            hidden, self._weight, edits=edits, temperature=_temperatures(rows, hidden.device), soft_cap=self._soft_cap
         )
-        uniforms, token_ids = _fine_uniforms(rows), []
+        raw, values = raw.cpu(), values.cpu()
+        uniforms, token_ids = _fine_uniforms(rows, self._weight.device), []
         for i, row in enumerate(rows):  # one at a time: a dozen arrays in float64
             filters = Filters.of([row.params], vocab_size=self._vocab_size)
             for num_wanted in (NUM_CANDIDATES, self._vocab_size):
@@ -154,6 +186,15 @@ class Sampler:
         return chosen, raw.gather(1, chosen[:, None])[:, 0]
 
 
+def _is_filtered(params: SamplingParams) -> bool:
+    return not params.greedy and has_filters(params)
+
+
+def _on_cpu(head: HeadTopK) -> HeadTopK:
+    tensors = {name: getattr(head, name) for name in HeadTopK.__dataclass_fields__}
+    return replace(head, **{name: x.cpu() for name, x in tensors.items() if x is not None})
+
+
 def _best_first(values: NDArray[np.float32], num_wanted: int) -> NDArray[np.int64]:
     """Ids of the best values, the smaller id first among equals: as many as are wanted, and those equal to the last."""
     num_wanted = min(num_wanted, len(values))
@@ -161,22 +202,25 @@ def _best_first(values: NDArray[np.float32], num_wanted: int) -> NDArray[np.int6
     return ids[np.argsort(-values[ids], kind="stable")]
 
 
-def _temperatures(rows: Sequence[SampleRow]) -> Tensor | None:
+def _temperatures(rows: Sequence[SampleRow], device: torch.device) -> Tensor | None:
     """[S] float32, 1 for greedy rows; None if all are 1."""
     temperatures = [1.0 if row.params.greedy else max(row.params.temperature, MIN_TEMPERATURE) for row in rows]
-    return None if all(t == 1.0 for t in temperatures) else torch.tensor(temperatures, dtype=torch.float32)
+    if all(t == 1.0 for t in temperatures):
+        return None
+    return torch.tensor(temperatures, dtype=torch.float32, device=device)
 
 
-def _uniforms(rows: Sequence[SampleRow], purpose: int, num_each: int) -> Tensor:
+def _uniforms(rows: Sequence[SampleRow], purpose: int, num_each: int, device: torch.device) -> Tensor:
     """[S, num_each] float32 in (0, 1), of each row's own seed, choice and position."""
-    seeds, choices, positions = zip(*((row.params.seed, row.choice, row.position) for row in rows), strict=True)
-    return ops.random_uniform(torch.tensor(seeds), torch.tensor(choices), torch.tensor(positions), purpose, num_each)
+    keys = torch.tensor([(row.params.seed, row.choice, row.position) for row in rows]).to(device)  # [S, 3]
+    seeds, choices, positions = keys.t().contiguous()
+    return ops.random_uniform(seeds, choices, positions, purpose, num_each)
 
 
-def _fine_uniforms(rows: Sequence[SampleRow]) -> NDArray[np.float64]:
+def _fine_uniforms(rows: Sequence[SampleRow], device: torch.device) -> NDArray[np.float64]:
     """[S] in (0, 1): a float32 random number, moved inside its interval of 2**-23 by a second one, so that the tail of
     a large vocabulary is drawn as often as it should be."""
-    coarse, fine = _uniforms(rows, PURPOSE_FILTERED_DRAW, 2).double().unbind(1)
+    coarse, fine = _uniforms(rows, PURPOSE_FILTERED_DRAW, 2, device).cpu().double().unbind(1)
     return (coarse + (fine - 0.5) * 2**-23).numpy()
 
 

@@ -9,6 +9,10 @@ tokens are kept, and the same tokens give the same bits.
 A request of n choices begins as its first one. When that has computed the prompt, the others enter the queue, ahead of
 younger requests, and begin with its blocks.
 
+A step may be scheduled while the one before it is under way. A sequence that is sampled there goes on with a token that
+is awaited, unless it is known to be the answer's last; whether it ends the answer shows later, and what was computed
+after it is dropped.
+
 Words   running: holds blocks for every token it has   waiting: holds none   asleep: waits for another choice's prompt
         live: any of these
 Source  continuous batching: Orca, https://www.usenix.org/conference/osdi22/presentation/yu
@@ -108,23 +112,27 @@ class Scheduler:
             self._end(seq)
 
     def schedule(self) -> Step:
-        """The next step. It has no chunks only if nothing is live."""
+        """The next step. It has no chunks only if nothing is live, or all that is left awaits a last token."""
         budget = self._max_num_batched_tokens
         chunks: list[Chunk] = []
         admitted: list[NewSequence] = []
         copies: list[tuple[int, int]] = []
 
-        while len(chunks) < len(self._running) and budget:
-            seq = self._running[len(chunks)]
-            while not self._blocks.cover(seq):
+        number = 0
+        while number < len(self._running) and budget:
+            seq, number = self._running[number], number + 1
+            while seq.num_pending and not self._blocks.cover(seq):
                 if self._preempt_youngest() is seq:
                     break
             else:
-                chunks.append(self._chunk(seq, budget))
-                budget -= chunks[-1].num_tokens
+                if seq.num_pending:
+                    chunks.append(self._chunk(seq, budget))
+                    budget -= chunks[-1].num_tokens
 
         while self._waiting and budget and len(self._running) < self._max_num_seqs:
             seq = self._waiting[0]
+            if seq.num_steps:
+                break  # preempted while it computed: what it awaits belongs to its beginning
             copied = self._admit(seq)
             if copied is None:
                 break
@@ -133,6 +141,8 @@ class Scheduler:
             chunks.append(self._chunk(seq, budget))
             budget -= chunks[-1].num_tokens
 
+        if not chunks:
+            return Step([])
         released, self._released = self._released, []
         return Step(chunks, admitted, released, copies)
 
@@ -149,9 +159,13 @@ class Scheduler:
             if seq.seq_id in failed:
                 outputs.append(self._fail(seq, failed[seq.seq_id]))
                 continue
-            seq.num_computed = chunk.start + chunk.num_tokens
-            self._blocks.name_computed(seq)
-            if seq.prompt_computed:
+            num_computed = chunk.start + chunk.num_tokens
+            seq.num_steps -= 1
+            if not seq.block_table:
+                continue  # it was preempted meanwhile
+            self._blocks.name_computed(seq, num_computed)
+            if num_computed >= seq.prompt_len:
+                seq.prompt_stored = True
                 self._wake(self._asleep.pop(seq.request_id, []))
                 if seq.max_tokens == 0:
                     outputs += [
@@ -170,17 +184,20 @@ class Scheduler:
     # ---- between waiting and running ----
 
     def _chunk(self, seq: Sequence, budget: int) -> Chunk:
-        num_tokens = min(seq.num_pending, budget)
+        start, num_tokens = seq.num_computed, min(seq.num_pending, budget)
         first_block, seq.num_sent_blocks = seq.num_sent_blocks, len(seq.block_table)
         samples = num_tokens == seq.num_pending and seq.max_tokens > 0
-        return Chunk(seq.seq_id, seq.num_computed, num_tokens, first_block, seq.block_table[first_block:], samples)
+        seq.num_computed += num_tokens
+        seq.num_steps += 1
+        seq.num_awaited += samples
+        return Chunk(seq.seq_id, start, num_tokens, first_block, seq.block_table[first_block:], samples)
 
     def _admit(self, seq: Sequence) -> list[tuple[int, int]] | None:
         """Move the first waiting sequence to the running ones, if there are blocks for all its tokens and one to spare
         for each of those, so that it is not preempted soon. Returns the blocks to copy, or None if there is no room."""
         scored = seq.prompt_logprobs is not None  # its prompt must pass through the model, token by token
         siblings = self._requests[seq.request_id].values()
-        donor = next((sibling for sibling in siblings if sibling.block_table and sibling.prompt_computed), None)
+        donor = next((sibling for sibling in siblings if sibling.prompt_stored), None)
         copies = self._blocks.admit(seq, donor=donor, use_prefix=not scored, num_spare=len(self._running))
         if copies is None:
             return None
@@ -210,6 +227,7 @@ class Scheduler:
 
     def _append(self, seq: Sequence, sampled: Sampled) -> SequenceOutput:
         seq.tokens.append(sampled.token_id)
+        seq.num_awaited -= 1
         if sampled.token_id in self._eos_ids and not seq.params.ignore_eos:
             return self._finish(seq, "stop", sampled=sampled)
         if sampled.token_id in seq.params.stop_token_ids:

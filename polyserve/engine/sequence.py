@@ -1,8 +1,9 @@
 """One growing list of tokens that serves one choice of a request, as the scheduler sees it.
 
 `tokens` are the prompt and what was sampled after it; the keys and values of the first `num_computed` of them are in
-the cache. Prompt chunks, prefix hits, forks and recomputation after a preemption all only move `num_computed`: there
-is no other phase or flag.
+the cache, or will be once the steps that are under way have run. Prompt chunks, prefix hits, forks and recomputation
+after a preemption all only move `num_computed`: there is no other phase or flag. While a step that samples for it is
+under way, a sequence has one token more than it knows.
 """
 
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ class Sequence:
 
     # the cache
     num_computed: int = 0
+    num_steps: int = 0  # under way that it has a part in
+    num_awaited: int = 0  # tokens that those steps sample
+    prompt_stored: bool = False  # by steps that ended: others can begin with its blocks
     block_table: list[int] = field(default_factory=list)
     num_sent_blocks: int = 0  # of the block table: the runner knows these
     num_named_blocks: int = 0
@@ -33,14 +37,17 @@ class Sequence:
     prompt_logprobs: list[TokenLogprob | None] | None = None  # as far as they are known; dropped once they are reported
 
     @property
+    def length(self) -> int:
+        """Its tokens, those that are awaited included."""
+        return len(self.tokens) + self.num_awaited
+
+    @property
     def num_pending(self) -> int:
-        """Tokens that are known and not computed yet."""
-        return len(self.tokens) - self.num_computed
+        """Tokens to give to the next steps. None if the one that is awaited is the answer's last."""
+        if self.num_awaited and self.num_answered + self.num_awaited >= self.max_tokens:
+            return 0
+        return self.length - self.num_computed
 
     @property
     def num_answered(self) -> int:
         return len(self.tokens) - self.prompt_len
-
-    @property
-    def prompt_computed(self) -> bool:
-        return self.num_computed >= self.prompt_len

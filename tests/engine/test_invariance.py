@@ -26,6 +26,7 @@ KINDS: list[dict[str, object]] = [
     {"temperature": 2.0, "top_p": 0.98, "logit_bias": {7: 4.0, 8: -50.0}},
     {"temperature": 1.0, "min_tokens": 6, "ignore_eos": False, "allowed_token_ids": list(range(0, VOCAB_SIZE, 3))},
 ]
+PLAIN = {f"r{number}" for number in range(32) if number % len(KINDS) < 2}  # no filters, no edits
 PROMPT_LENGTHS = [1, 5, 16, 17, 33, 64, 100, 121, 127, 128, 129, 150]
 
 
@@ -118,6 +119,27 @@ def test_after_being_preempted(dtype, enable_prefix_caching):
     engine = make_engine(model(dtype), kv_cache_memory_bytes=1000 * _bytes_per_token(dtype), **config)
     assert bits(run(engine, requests_of_all_kinds())) == bits(alone(dtype))
     assert engine.stats().num_preemptions > 5
+
+
+@pytest.mark.parametrize("config", [{}, {"max_num_batched_tokens": 40, "block_size": 4}, {"max_num_seqs": 3}])
+def test_with_steps_that_are_scheduled_while_the_one_before_computes(config):
+    dtype = torch.bfloat16
+    plain = [r for r in requests_of_all_kinds() if r.request_id in PLAIN]  # their tokens stay on the device
+    engine = make_engine(model(dtype), async_scheduling=True, **config)
+    assert bits(run(engine, plain)) == {key: value for key, value in bits(alone(dtype)).items() if key[0] in PLAIN}
+    assert bits(run(engine, requests_of_all_kinds())) == bits(alone(dtype))
+    assert engine.stats().num_free_blocks == engine.stats().num_blocks
+
+
+def test_what_ends_an_answer_ends_it_in_steps_that_overlap_too():
+    def requests():
+        for number, stop_id in enumerate(range(0, VOCAB_SIZE, 7)):
+            params = {"ignore_eos": False, "stop_token_ids": [stop_id, stop_id + 1], "n": 1 + number % 3}
+            yield make_request(f"r{number}", [number, 5, 9], seed=number, max_tokens=1 + number % 40, **params)
+
+    plain, ahead = (run(make_engine(model(torch.float32), async_scheduling=x), requests()) for x in (False, True))
+    assert ahead == plain
+    assert {answer.finish_reason for answer in ahead.values()} == {"stop", "length"}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -32,10 +32,11 @@ SETTINGS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("overlaps", [False, True], ids=["one after another", "overlapping"])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_nothing_leaks_and_nothing_shared_is_written(name):
+def test_nothing_leaks_and_nothing_shared_is_written(name, overlaps):
     rng = random.Random(name)
-    engine = PaperEngine(**SETTINGS[name])
+    engine = PaperEngine(**SETTINGS[name], overlaps=overlaps)
     live: dict[str, Request] = {}
     left: set[tuple[str, int]] = set()  # choices that were aborted or told to fail
     requests: dict[str, Request] = {}

@@ -73,10 +73,13 @@ class PaperRunner:
                 entries = [TokenLogprob(token_id, 0.0) for token_id in seq.tokens[chunk.start + 1 : end]]
                 if entries:
                     scored.append(PromptLogprobs(chunk.seq_id, chunk.start + 1, entries))
-            if chunk.samples and chunk.seq_id not in failing:
+            if chunk.samples:
                 token_id = next_token(seq.tokens, seq.params.seed or 0, seq.choice)
-                seq.tokens.append(token_id)
-                sampled.append(Sampled(chunk.seq_id, token_id, None))
+                seq.tokens.append(
+                    token_id
+                )  # also of one that fails: the next step may be under way before that is told
+                if chunk.seq_id not in failing:
+                    sampled.append(Sampled(chunk.seq_id, token_id, None))
         in_step = {chunk.seq_id for chunk in step.chunks}
         return StepResult(sampled, scored, [Failed(seq_id, "told to fail") for seq_id in sorted(failing & in_step)])
 
@@ -119,7 +122,10 @@ class PaperRunner:
 
 
 class PaperEngine:
-    """The real scheduler and block manager with a paper runner, and what was put out, by (request id, choice)."""
+    """The real scheduler and block manager with a paper runner, and what was put out, by (request id, choice).
+
+    With `overlaps`, a step's answer is told after the next step was scheduled, as on a device that computes meanwhile.
+    """
 
     def __init__(
         self,
@@ -130,6 +136,7 @@ class PaperEngine:
         max_num_batched_tokens: int = 32,
         max_model_len: int = 64,
         enable_prefix_caching: bool = True,
+        overlaps: bool = False,
     ) -> None:
         self.max_model_len = max_model_len
         self.blocks = BlockManager(
@@ -145,6 +152,8 @@ class PaperEngine:
         self.runner = PaperRunner(num_blocks, block_size)
         self.tokens: dict[tuple[str, int], list[int]] = {}
         self.last: dict[tuple[str, int], SequenceOutput] = {}
+        self.overlaps = overlaps
+        self.under_way: tuple[Step, StepResult] | None = None
 
     def step(self, failing: frozenset[int] = frozenset(), meanwhile: Callable[[], None] | None = None) -> Step:
         """One step; `meanwhile` is called while it is computed."""
@@ -152,12 +161,24 @@ class PaperEngine:
         result = self.runner.run(step, failing)
         if meanwhile is not None:
             meanwhile()
-        self.take(self.scheduler.update(step, result))
+        self.finish()
+        if step.chunks:
+            self.under_way = step, result
+        if not self.overlaps:
+            self.finish()
         return step
+
+    def finish(self) -> None:
+        """Tell the scheduler the answer to the step that is under way, if there is one."""
+        under_way, self.under_way = self.under_way, None
+        if under_way is not None:
+            self.take(self.scheduler.update(*under_way))
 
     def begin(self) -> Step:
         """Schedule a step, tell the runner, and count: a block's holders are the sequences that have it."""
         step = self.scheduler.schedule()
+        if not step.chunks:
+            return step  # the runner is not told of it
         self.runner.learn(step)
         pool, held = self.blocks.pool, self.runner.num_holders
         assert all(pool.num_holders(block) == held[block] for block in range(pool.num_blocks))
@@ -166,7 +187,9 @@ class PaperEngine:
 
     def fail_step(self) -> None:
         """One step that cannot be computed."""
-        self.take(self.scheduler.fail(self.begin(), "told to fail"))
+        step = self.begin()
+        self.finish()
+        self.take(self.scheduler.fail(step, "told to fail"))
 
     def take(self, outputs: list[SequenceOutput]) -> None:
         for output in outputs:
@@ -178,7 +201,7 @@ class PaperEngine:
     def drain(self, max_steps: int = 10_000) -> None:
         """Step until nothing is live."""
         for _ in range(max_steps):
-            if not self.scheduler.has_work:
+            if not self.scheduler.has_work and self.under_way is None:
                 return
             self.step()
         raise AssertionError(f"work is left after {max_steps} steps: {self.scheduler.stats}")
