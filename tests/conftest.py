@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton kernels run on CPU tensors; read when triton is imported
+if os.environ.get("POLYSERVE_TEST_DEVICE", "cpu") == "cpu":
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton kernels run on CPU tensors; read when triton is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, here and in the servers that tests start
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests with more threads do not spin while another worker computes
 

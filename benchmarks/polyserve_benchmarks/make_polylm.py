@@ -11,13 +11,14 @@ import argparse
 import itertools
 import json
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from sentencepiece import sentencepiece_model_pb2
+from torch import Tensor
 
 ELEMENTS_AT_A_TIME = 2**24
 MAX_LEN = 2048
@@ -40,23 +41,24 @@ def main() -> None:
     parser.add_argument("--hidden-size", type=int, default=2048)
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--vocab-size", type=int, default=256_000)
+    parser.add_argument("--repeat", action="store_true", help="draw few numbers and repeat them: as fast as the disk")
     options = parser.parse_args()
     shape = Shape(options.layers, options.hidden_size, options.heads, options.vocab_size)
-    num_bytes = write_checkpoint(options.folder, shape)
+    num_bytes = write_checkpoint(options.folder, shape, repeat=options.repeat)
     print(json.dumps({"folder": str(options.folder), "weights_bytes": num_bytes}))
 
 
-def write_checkpoint(folder: Path, shape: Shape) -> int:
-    """Write config, weights and tokenizer; return the bytes of the weights."""
+def write_checkpoint(folder: Path, shape: Shape, *, repeat: bool = False) -> int:
+    """Write config, weights and tokenizer; return the bytes of the weights. repeat: the same 16 million numbers."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(gpt2_config(shape), indent=2))
     write_tokenizer(folder, shape.vocab_size)
     tensors = dict(tensor_shapes(shape))
-    generator = torch.Generator().manual_seed(0)
+    draw = _draws(repeat=repeat)
     with (folder / "model.safetensors").open("wb") as file:
         num_bytes = write_header(file, tensors)
         for name, size in tensors.items():
-            write_random(file, name, size, generator)
+            write_random(file, name, size, draw)
     return num_bytes
 
 
@@ -112,15 +114,23 @@ def write_header(file: BinaryIO, tensors: dict[str, tuple[int, ...]]) -> int:
     return end
 
 
-def write_random(file: BinaryIO, name: str, size: tuple[int, ...], generator: torch.Generator) -> None:
-    """Write one tensor, a part at a time: norm weights near 1, everything else near 0."""
+def write_random(file: BinaryIO, name: str, size: tuple[int, ...], draw: Callable[[int], Tensor]) -> None:
+    """Write one tensor, a part at a time: norm weights near 1, everything else near 0.  draw: gives normal numbers."""
     norm_weight = len(size) == 1 and name.endswith("weight")
     remaining = torch.Size(size).numel()
     while remaining:
         count = min(remaining, ELEMENTS_AT_A_TIME)
-        values = torch.randn(count, generator=generator).mul_(INIT_STD).add_(1.0 if norm_weight else 0.0)
+        values = draw(count).mul_(INIT_STD).add_(1.0 if norm_weight else 0.0)
         file.write(values.to(torch.bfloat16).view(torch.uint8).numpy().data)
         remaining -= count
+
+
+def _draws(*, repeat: bool) -> Callable[[int], Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    if not repeat:
+        return lambda count: torch.randn(count, generator=generator)
+    drawn = torch.randn(ELEMENTS_AT_A_TIME, generator=generator)
+    return lambda count: drawn[:count].clone()
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> None:

@@ -1,11 +1,29 @@
-"""Shared by the kernels' tests: random numbers that are the same in every run, and thread counts that are put back."""
+"""Shared by the kernels' tests: random numbers that are the same in every run, and thread counts that are put back.
 
+With POLYSERVE_TEST_DEVICE=cuda the contracts' tests make their tensors on a GPU, where Triton's kernels are compiled
+instead of interpreted: `pytest -m gpu`.
+"""
+
+import os
 from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 
 from polyserve_kernels import dispatch
+from support.poison import poisoned_memory
+
+TEST_DEVICE = os.environ.get("POLYSERVE_TEST_DEVICE", "cpu")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what a GPU can run: tests of contracts, on Triton."""
+    for item in items:
+        params = getattr(item, "callspec", None)
+        if item.path.parent == Path(__file__).parent and params and params.params.get("backend") == "triton":
+            item.add_marker(pytest.mark.gpu)
 
 
 @pytest.fixture(autouse=True)
@@ -21,8 +39,18 @@ def _same_numbers_on_one_thread() -> Iterator[None]:
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each backend in turn. A file whose whole contract holds for all of them says
     `pytestmark = pytest.mark.usefixtures("backend")`."""
-    with dispatch.use_backend(request.param):
+    if request.param == "reference" and TEST_DEVICE != "cpu":
+        pytest.skip("the reference is specified on a CPU")
+    default_device = nullcontext() if TEST_DEVICE == "cpu" else torch.device(TEST_DEVICE)
+    with default_device, dispatch.use_backend(request.param):
         yield request.param
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """New memory is full of NaN during the test: a kernel that leaves an element unwritten fails it."""
+    with poisoned_memory():
+        yield
 
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
