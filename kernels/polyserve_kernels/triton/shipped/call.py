@@ -1,7 +1,8 @@
 """One call of an operation at the sizes of a real model, which the report compiles and the checks look at.
 
 Tensors are on `meta`: they have shapes, dtypes and strides, and no contents.
-Bytes   the least that a call must move: what goes in, read once, and what comes out, written once
+Bytes   the least that a call must move: what goes in, read once, and what comes out, written once; into a backward pass
+        goes what the forward pass kept for it
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ class Shipped:
     args: tuple[Any, ...]
     options: dict[str, Any] = field(default_factory=dict)
     flops: int
-    gradients_of: tuple[int, ...] = ()  # the backward pass, for these arguments; empty: the forward pass
+    gradients_of: tuple[int | str, ...] = ()  # the backward pass, for these arguments and options; empty: the forward
     many_rows: bool = False  # enough rows for the largest matrix instruction: wgmma on sm_90
     products: str | None = None  # calls that share this must share their matrix instruction, for their bits to agree
     architectures: tuple[int, ...] = EVERY_ARCHITECTURE
@@ -46,13 +47,22 @@ class Shipped:
         """Make the call; the caller observes its launches. Returns the bytes that it must at least move."""
         if not self.gradients_of:
             return bytes_of((self.args, self.options, self.operation(*self.args, **self.options)))
-        leaves = [x.detach().requires_grad_() if i in self.gradients_of else x for i, x in enumerate(self.args)]
-        with observed(architecture(torch.device("meta")), lambda *_: None):  # the forward pass has its own entry
-            results = self.operation(*leaves, **self.options)
+        inputs: dict[int | str, Any] = dict(enumerate(self.args))
+        inputs.update(self.options)
+        for name in self.gradients_of:
+            inputs[name] = inputs[name].detach().requires_grad_()
+        kept: dict[int, Tensor] = {}
+        with (
+            observed(architecture(torch.device("meta")), lambda *_: None),  # the forward pass has an entry of its own
+            torch.autograd.graph.saved_tensors_hooks(lambda x: kept.setdefault(id(x), x), lambda x: x),
+        ):
+            results = self.operation(
+                *(inputs[i] for i in range(len(self.args))), **{name: inputs[name] for name in self.options}
+            )
         outputs = [x for x in (results if isinstance(results, tuple) else (results,)) if x.requires_grad]
         grads = [torch.empty_like(x) for x in outputs]
-        wanted = torch.autograd.grad(outputs, [leaves[i] for i in self.gradients_of], grads)
-        return bytes_of((self.args, self.options, grads, wanted))
+        wanted = torch.autograd.grad(outputs, [inputs[name] for name in self.gradients_of], grads)
+        return bytes_of((list(kept.values()), grads, wanted))
 
 
 def bytes_of(value: object) -> int:

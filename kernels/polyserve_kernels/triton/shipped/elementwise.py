@@ -66,7 +66,7 @@ def _norm(operation: Operation, model: Model, rows: int, with_residual: bool) ->
             args=(x, *weights),
             options={"eps": 1e-5, "residual": residual},
             flops=(NORM_BACKWARD_FLOPS if backward else NORM_FLOPS) * x.numel(),
-            gradients_of=tuple(range(1 + len(weights))) if backward else (),
+            gradients_of=(*range(1 + len(weights)), *["residual"] * with_residual) if backward else (),
         )
 
 
