@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from polyserve_kernels.types import BlockCache, HeadTopK, LogitEdits, Scoring
+from polyserve_kernels.types import BlockCache, HeadTopK, LogitEdits, LossOptions, Scoring
 
 
 class Backend(Protocol):
@@ -95,6 +95,8 @@ class Backend(Protocol):
     def token_logprobs(
         self, hidden: Tensor, weight: Tensor, targets: Tensor, *, num_top: int, soft_cap: float | None
     ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def linear_cross_entropy(self, hidden: Tensor, weight: Tensor, targets: Tensor, options: LossOptions) -> Tensor: ...
 
     def random_uniform(
         self, seeds: Tensor, choices: Tensor, positions: Tensor, *, purpose: int, count: int

@@ -46,6 +46,11 @@ def check_positive(name: str, value: float | None) -> None:
         raise ValueError(f"{name} must be more than 0, got {value}")
 
 
+def check_not_negative(name: str, value: float) -> None:
+    if not value >= 0:
+        raise ValueError(f"{name} must be 0 or more, got {value}")
+
+
 def out_dtype_of(x: Tensor, out_dtype: torch.dtype | None) -> torch.dtype:
     """The dtype of a result: the one asked for, or x's."""
     if out_dtype is not None and out_dtype not in FLOATS:

@@ -16,6 +16,7 @@ from typing import Literal, overload
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from polyserve_kernels.checks import (
     FLOATS,
@@ -26,6 +27,7 @@ from polyserve_kernels.checks import (
     check_head,
     check_heads,
     check_norm,
+    check_not_negative,
     check_num_top,
     check_paged,
     check_scoring,
@@ -34,7 +36,7 @@ from polyserve_kernels.checks import (
     out_dtype_of,
 )
 from polyserve_kernels.dispatch import backend
-from polyserve_kernels.types import BlockCache, HeadTopK, LogitEdits, Scoring
+from polyserve_kernels.types import BlockCache, HeadTopK, LogitEdits, LossOptions, Scoring
 
 
 def matmul(x: Tensor, w: Tensor, bias: Tensor | None = None, *, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -374,6 +376,38 @@ def token_logprobs(
     check_together(hidden=hidden, targets=targets)
     check_num_top(num_top, weight.shape[0])
     return backend(hidden.device).token_logprobs(hidden, weight, targets, num_top=num_top, soft_cap=soft_cap)
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    ignore_index: int = -100,
+    z_loss: float = 0.0,
+    soft_cap: float | None = None,
+    group: ProcessGroup | None = None,
+) -> Tensor:
+    """The loss of each token: cross-entropy of its target in softmax(hidden x weight^T), never holding [T, V].
+
+    hidden: [T, C].  weight: [V, C], hidden's dtype.  targets: [T] int64.
+    loss = lse - target's logit + z_loss * lse^2, lse the log-sum-exp of the row's logits. It is 0 where the target is
+    ignore_index, and inf for an id that there is not; from such rows no gradient comes.
+    soft_cap: a logit becomes soft_cap * tanh(logit / soft_cap).
+    group: weight is this process's part [V / processes, C] of the vocabulary, parts in order of rank. Hidden, targets
+    and what is done with losses are the same in every process; so are losses, and the gradient of hidden.
+    Returns losses [T] float32; with z_loss 0 each is the negative of `token_logprobs`' number, to the bit.
+    Gradients are summed in float32 and rounded once: to hidden's dtype, and to weight.grad_dtype, which is weight's
+    unless set. Two runs on one machine give the same bits. A row's loss is free of its company.
+    Source: https://arxiv.org/abs/2411.09009; z-loss: https://arxiv.org/abs/2204.02311, section 5
+    """
+    check_head(hidden, weight, None, None, soft_cap)
+    check_shape("targets", targets, (hidden.shape[0],))
+    check_dtype("targets", targets, torch.int64)
+    check_together(hidden=hidden, targets=targets)
+    check_not_negative("z_loss", z_loss)
+    options = LossOptions(ignore_index=ignore_index, z_loss=z_loss, soft_cap=soft_cap, group=group)
+    return backend(hidden.device).linear_cross_entropy(hidden, weight, targets, options)
 
 
 def random_uniform(seeds: Tensor, choices: Tensor, positions: Tensor, purpose: int, count: int) -> Tensor:

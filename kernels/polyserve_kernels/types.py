@@ -6,6 +6,7 @@ S rows   E edits   K candidates   N top entries   V vocabulary   Hq, Hkv heads o
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 KEY_TILE = 128  # keys of one attention partial, at absolute positions; divides the cache's blocks, or they divide it
 
@@ -66,3 +67,13 @@ class HeadTopK:
     drawn_raw: Tensor | None  # [S] float32, raw logit of the draw; -inf where there is none
     top_ids: Tensor  # [S, N] int64, best raw logit first, smaller id first among equals
     top_raw: Tensor  # [S, N] float32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossOptions:
+    """How `linear_cross_entropy` makes losses of logits."""
+
+    ignore_index: int = -100  # a target that costs nothing
+    z_loss: float = 0.0  # times the square of the log-sum-exp
+    soft_cap: float | None = None  # a logit becomes soft_cap * tanh(logit / soft_cap)
+    group: ProcessGroup | None = None  # the processes that share the vocabulary, in order of rank

@@ -114,6 +114,12 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
         "edits.allowed must have shape [4, 1], got [4, 2]",
     ),
     (lambda: ops.token_logprobs(X, X, SLOTS.int()), "targets must be int64, got int32"),
+    (lambda: ops.linear_cross_entropy(X, X, SLOTS[:2]), "targets must have shape [4], got [2]"),
+    (lambda: ops.linear_cross_entropy(X, X, SLOTS.int()), "targets must be int64, got int32"),
+    (lambda: ops.linear_cross_entropy(X, X[:, :3], SLOTS), "weight must have shape [V, 8], got [4, 3]"),
+    (lambda: ops.linear_cross_entropy(X, X, SLOTS, z_loss=-0.1), "z_loss must be 0 or more, got -0.1"),
+    (lambda: ops.linear_cross_entropy(X, X, SLOTS, soft_cap=0.0), "soft_cap must be more than 0, got 0.0"),
+    (lambda: ops.linear_cross_entropy(X, X, SLOTS.to("meta")), "hidden, targets must be on one device, got cpu, meta"),
     (lambda: ops.random_uniform(SLOTS, SLOTS[:2], SLOTS, 0, 1), "choices must have shape [4], got [2]"),
     (lambda: ops.random_uniform(SLOTS, SLOTS, SLOTS, -1, 1), "purpose must be 0 to 2**32 - 1, got -1"),
 ]

@@ -4,6 +4,7 @@ from polyserve_kernels.reference.activation import bias_gelu, gated_gelu, gated_
 from polyserve_kernels.reference.attention import attention_varlen, paged_decode, paged_prefill
 from polyserve_kernels.reference.cross_entropy import token_logprobs
 from polyserve_kernels.reference.kv_cache import copy_blocks, rotary_write_kv
+from polyserve_kernels.reference.linear_cross_entropy import linear_cross_entropy
 from polyserve_kernels.reference.matmul import matmul
 from polyserve_kernels.reference.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from polyserve_kernels.reference.random import random_uniform
@@ -12,6 +13,6 @@ from polyserve_kernels.reference.sampling import head_logits, head_topk, num_voc
 
 __all__ = [
     "add_layer_norm", "add_rms_norm", "attention_varlen", "bias_gelu", "copy_blocks", "gated_gelu", "gated_silu",
-    "head_logits", "head_topk", "layer_norm", "matmul", "num_vocab_tiles", "paged_decode", "paged_prefill",
-    "random_uniform", "rms_norm", "rotary", "rotary_write_kv", "token_logprobs",
+    "head_logits", "head_topk", "layer_norm", "linear_cross_entropy", "matmul", "num_vocab_tiles", "paged_decode",
+    "paged_prefill", "random_uniform", "rms_norm", "rotary", "rotary_write_kv", "token_logprobs",
 ]  # fmt: skip

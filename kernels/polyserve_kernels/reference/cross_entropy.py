@@ -18,9 +18,14 @@ def token_logprobs(
     for first, raw in logit_tiles(hidden, weight, soft_cap):
         lse.add(raw)
         top.add(raw, first, raw)
-        inside = (targets >= first) & (targets < first + raw.shape[1])
-        place = (targets - first).where(inside, 0)
-        chosen = raw.gather(1, place[:, None])[:, 0].where(inside, chosen)
+        chosen = target_logits(raw, first, targets, chosen)
     top.sort()
     total = lse.value()
     return chosen - total, top.ids, top.raw - total[:, None]
+
+
+def target_logits(raw: Tensor, first: int, targets: Tensor, before: Tensor) -> Tensor:
+    """Each row's logit of its target, [T], where the tile `raw` [T, n] of ids from `first` on has it; else `before`."""
+    inside = (targets >= first) & (targets < first + raw.shape[1])
+    place = (targets - first).where(inside, 0)
+    return raw.gather(1, place[:, None])[:, 0].where(inside, before)
