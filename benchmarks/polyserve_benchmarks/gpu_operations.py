@@ -26,7 +26,7 @@ def cases(sizes: Sizes, device: str) -> list[Callable[[], Case]]:
     for_rows = (_matmul, _layer_norm, _rms_norm, _bias_gelu, _gated_silu, _gated_gelu, _rotary, _rotary_write_kv)
     return [
         *(partial(case, sizes, make, rows) for case in for_rows for rows in (sizes.sequences, sizes.rows)),
-        *(partial(case, sizes, make) for case in (_copy_blocks, _head_topk, _token_logprobs, _random_uniform)),
+        *(partial(case, sizes, make) for case in (_copy_blocks, _head_topk, _token_logprobs, _loss, _random_uniform)),
     ]
 
 
@@ -262,6 +262,33 @@ def _token_logprobs(sizes: Sizes, make: Maker) -> Case:
         peers={"torch": plain},
         num_bytes=bytes_of(hidden, weight, targets),
         flops=2 * sizes.rows * weight.numel(),
+    )
+
+
+def _loss(sizes: Sizes, make: Maker) -> Case:
+    hidden = make(sizes.rows, sizes.channels).requires_grad_()
+    weight = make(sizes.vocab, sizes.channels).requires_grad_()
+    targets = make.ids(sizes.rows, below=sizes.vocab)
+
+    def ours() -> Tensor:
+        return ops.linear_cross_entropy(hidden, weight, targets).mean()
+
+    flops = 2 * sizes.rows * weight.numel()
+    return Case(
+        name="linear_cross_entropy",
+        configuration=f"{sizes.rows} rows, {sizes.vocab} ids",
+        ours=ours,
+        peers={
+            "torch": lambda: F.cross_entropy(F.linear(hidden, weight).float(), targets),
+            **with_liger(
+                "liger_fused_linear_cross_entropy", lambda loss: loss(hidden, weight, targets), device=make.device
+            ),
+        },
+        num_bytes=bytes_of(hidden, weight, targets),
+        flops=flops,
+        leaves=(hidden, weight),
+        both_bytes=3 * bytes_of(hidden, weight),
+        both_flops=4 * flops,  # logits once more, and two products
     )
 
 

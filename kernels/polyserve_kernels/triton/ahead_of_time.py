@@ -114,10 +114,19 @@ class _Observer:
     launches: list[_Compiling]
 
     def __call__(self, kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        tensors = {id(x): x for x in args if isinstance(x, torch.Tensor)}
+        tensors = {id(x): x for x in _tensors(args)}
         argument_bytes = sum(x.numel() * x.element_size() for x in tensors.values())
         compiled = kernel.warmup(*args, grid=grid, **options)
         self.launches.append(_Compiling(self.arch, kernel, grid, options, argument_bytes, compiled))
+
+
+def _tensors(value: object) -> Iterator[torch.Tensor]:
+    """Those in nested tuples."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _tensors(part)
 
 
 class _StandIn:

@@ -54,6 +54,17 @@ class Row:
         return max(self.least_bytes / gpu.bytes_per_second, self.call.flops / rate) * 1e6
 
 
+def distinct(launches: Sequence[Launch]) -> list[tuple[int, Launch]]:
+    """Launches of the same code once, with how many there are; the last of many may have a smaller grid."""
+    found: list[tuple[int, Launch]] = []
+    for launch in launches:
+        if found and (found[-1][1].kernel, found[-1][1].code) == (launch.kernel, launch.code):
+            found[-1] = found[-1][0] + 1, found[-1][1]
+        else:
+            found.append((1, launch))
+    return found
+
+
 def compile_rows(calls: Sequence[Shipped]) -> list[Row]:
     """Each call compiled for each of its architectures."""
     rows = [(call, arch) for call in calls for arch in call.architectures]

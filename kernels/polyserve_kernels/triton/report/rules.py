@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from polyserve_kernels.triton.machine_code import LIMITS
-from polyserve_kernels.triton.report.rows import Row
+from polyserve_kernels.triton.report.rows import Row, distinct
 
 
 def faults(rows: Sequence[Row]) -> list[str]:
@@ -28,7 +28,7 @@ def _resources(row: Row) -> Iterator[str]:
     if not row.launches:
         yield f"{row.title} launches no kernel"
     limit = LIMITS[row.arch].block_shared_bytes
-    for launch in row.launches:
+    for _, launch in distinct(row.launches):
         if launch.code.spill_bytes:
             yield f"{row.title}: {launch.kernel} spills {launch.code.spill_bytes} bytes a thread"
         if launch.code.shared_bytes > limit:
@@ -38,7 +38,7 @@ def _resources(row: Row) -> Iterator[str]:
 def _pipelining(row: Row) -> Iterator[str]:
     if row.call.dtype.itemsize != 2:
         return
-    for launch in row.launches:
+    for _, launch in distinct(row.launches):
         if any(not loop.async_copies for loop in launch.code.loops):
             yield f"{row.title}: {launch.kernel} has a loop of matrix instructions without asynchronous copies"
 

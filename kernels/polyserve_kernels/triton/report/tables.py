@@ -13,7 +13,7 @@ from dataclasses import asdict
 import triton
 
 from polyserve_kernels.triton.ahead_of_time import ARCHITECTURES, Launch
-from polyserve_kernels.triton.report.rows import GPUS, Row
+from polyserve_kernels.triton.report.rows import GPUS, Row, distinct
 from polyserve_kernels.triton.report.rules import kind
 
 _RESOURCES = ("registers", "spills", "shared, KiB", "occupancy, %", "matrix instructions", "copies")
@@ -68,7 +68,7 @@ def as_json(rows: Sequence[Row]) -> str:
             "least_bytes": row.least_bytes,
             "moved_bytes": row.moved_bytes,
             "roofline_us": {name: round(row.roofline_us(gpu), 2) for name, gpu in GPUS.items() if gpu.arch == row.arch},
-            "launches": [asdict(launch) for launch in row.launches],
+            "launches": [{"count": count, **asdict(launch)} for count, launch in distinct(row.launches)],
         }
         for row in rows
     ]
@@ -87,19 +87,21 @@ def between_markers(text: str, new: str) -> str:
 
 def _line(row: Row) -> str:
     def each(of_launch: Callable[[Launch], str]) -> str:
-        values = [of_launch(launch) for launch in row.launches]
+        values = [of_launch(launch) for _, launch in launches]
         return values[0] if len(set(values)) == 1 else ", ".join(values)
+
+    launches = distinct(row.launches)
 
     cells = [
         row.call.configuration,
         str(row.arch),
-        each(lambda launch: f"`{launch.kernel.strip('_').removesuffix('_kernel')}`"),
+        ", ".join(f"{count} x " * (count > 1) + _short(launch.kernel) for count, launch in launches),
         each(lambda launch: f"{launch.num_warps}, {launch.num_stages}"),
         each(lambda launch: str(launch.code.registers)),
         each(lambda launch: str(launch.code.spill_bytes)),
         each(lambda launch: _kib(launch.code.shared_bytes)),
         each(lambda launch: _percent(launch.code.occupancy)),
-        "; ".join(f"{count} {name}" for launch in row.launches for name, count in launch.code.matrix.items()) or "none",
+        "; ".join(f"{count} {name}" for _, launch in launches for name, count in launch.code.matrix.items()) or "none",
         _fewest_copies(row.launches),
         f"{row.least_bytes / 1e6:.3g}",
         f"{_moved(row):.2f}",
@@ -131,6 +133,10 @@ def _fewest_copies(launches: Iterable[Launch]) -> str:
 
 def _moved(row: Row) -> float:
     return row.moved_bytes / row.least_bytes
+
+
+def _short(kernel: str) -> str:
+    return f"`{kernel.strip('_').removesuffix('_kernel')}`"
 
 
 def _kib(num_bytes: int) -> str:

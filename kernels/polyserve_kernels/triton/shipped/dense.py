@@ -1,4 +1,4 @@
-"""Shipped calls of dense products: matmul, and what samples and scores from the head.   Flops   2 T N K"""
+"""Shipped calls of dense products: matmul, and what samples from the head, scores and trains.   Flops   2 T N K"""
 
 from collections.abc import Iterator
 
@@ -30,6 +30,7 @@ def product_flops(rows: int, columns: int, depth: int) -> int:
 def calls() -> Iterator[Shipped]:
     yield from _matmul()
     yield from _head()
+    yield from _loss()
 
 
 def _matmul() -> Iterator[Shipped]:
@@ -80,6 +81,23 @@ def _head() -> Iterator[Shipped]:
             flops=product_flops(rows, model.vocab, model.hidden),
             products="head",
         )
+
+
+def _loss() -> Iterator[Shipped]:
+    for model, soft_cap in ((POLYLM_13B, None), (GPT2, None), (GEMMA3, 30.0)):
+        rows = PREFILL_ROWS
+        for backward in (False, True):
+            flops = product_flops(rows, model.vocab, model.hidden)
+            yield Shipped(
+                operation=ops.linear_cross_entropy,
+                configuration=f"{model.name}, {rows} rows",
+                args=(tensor(rows, model.hidden), tensor(model.vocab, model.hidden), tensor(rows, dtype=torch.int64)),
+                options={"soft_cap": soft_cap},
+                flops=3 * flops if backward else flops,
+                gradients_of=(0, 1) if backward else (),
+                many_rows=True,
+                products="head",
+            )
 
 
 def _edited(model: Model, rows: int) -> dict[str, object]:
