@@ -2,10 +2,14 @@
 # ruff: noqa: F403, F405  (the reference stands in until each operation has its kernel)
 
 from polyserve_kernels.reference.backend import *
+from polyserve_kernels.triton.cross_entropy import token_logprobs
+from polyserve_kernels.triton.linear_cross_entropy import linear_cross_entropy
+from polyserve_kernels.triton.matmul import matmul
 from polyserve_kernels.triton.random import random_uniform
+from polyserve_kernels.triton.sampling import head_logits, head_topk, num_vocab_tiles
 
 __all__ = [
     "add_layer_norm", "add_rms_norm", "attention_varlen", "bias_gelu", "copy_blocks", "gated_gelu", "gated_silu",
-    "head_logits", "head_topk", "layer_norm", "matmul", "num_vocab_tiles", "paged_decode", "paged_prefill",
-    "random_uniform", "rms_norm", "rotary", "rotary_write_kv", "token_logprobs",
+    "head_logits", "head_topk", "layer_norm", "linear_cross_entropy", "matmul", "num_vocab_tiles", "paged_decode",
+    "paged_prefill", "random_uniform", "rms_norm", "rotary", "rotary_write_kv", "token_logprobs",
 ]  # fmt: skip

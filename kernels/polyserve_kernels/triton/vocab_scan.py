@@ -76,7 +76,7 @@ def scan(
     edited = None if edits is None else _empty(head, edited_k)
     targets = None if targets is None else targets.contiguous()
     logits = torch.full((0,) if targets is None else targets.shape, -torch.inf, dtype=torch.float32, device=device)
-    options = tile_options(head, only_sums=edits is None and raw_k == 0)
+    options = tile_options(head, only_sums=edits is None and raw_k == 0 and targets is None)
     launch(
         _scan_kernel,
         (triton.cdiv(head.num_rows, options["BLOCK_M"]), triton.cdiv(head.vocab_size, options["BLOCK_N"])),

@@ -1,0 +1,90 @@
+"""A step of training through the one decoder: every family learns from packed sequences what `transformers` learns."""
+
+import copy
+from itertools import accumulate, chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
+
+from polyserve.model.decoder import Decoder
+from polyserve.model.forward_context import PackedContext
+from polyserve.model.weights.load import load_model
+from polyserve_kernels import ops
+from polyserve_kernels.dispatch import use_backend
+from support.checkpoints import FAMILIES, Family, Sizes, save, tiny_model
+from support.logits import random_ids
+from support.tolerance import assert_as_good_as_torch
+
+SIZES = Sizes(num_layers=2)
+LENGTHS = (21, 1, 10)
+LAST = -100  # a sequence's last token is followed by none
+
+
+class InFloat64(TorchFunctionMode):
+    """Computes in float64 what asks for float32: softmaxes, norms and rotary positions of `transformers`."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is Tensor.float:
+            function = Tensor.double
+        args = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
+        kwargs = {name: torch.float64 if arg is torch.float32 else arg for name, arg in (kwargs or {}).items()}
+        return function(*args, **kwargs)
+
+
+def targets_of(sequence: list[int]) -> list[int]:
+    return [*sequence[1:], LAST]
+
+
+def learn(model: Decoder, sequences: list[list[int]]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of all tokens together and the gradient of every parameter."""
+    bounds = torch.tensor([0, *accumulate(map(len, sequences))], dtype=torch.int32)
+    positions = torch.cat([torch.arange(len(sequence)) for sequence in sequences])
+    hidden = model(torch.tensor([*chain(*sequences)]), positions, PackedContext(bounds))
+    targets = torch.tensor([*chain(*map(targets_of, sequences))])
+    losses = ops.linear_cross_entropy(hidden, model.head_weight, targets, soft_cap=model.config.final_soft_cap)
+    losses.sum().backward()
+    return losses.detach().sum(), {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def learn_with_transformers(model: PreTrainedModel, sequences: list[list[int]]) -> tuple[Tensor, PreTrainedModel]:
+    """The same in plain torch, each sequence alone. Gradients come as a model that has them in place of weights."""
+    model = copy.deepcopy(model).requires_grad_()
+    logits = torch.cat([model(torch.tensor([sequence])).logits[0] for sequence in sequences])
+    loss = F.cross_entropy(logits, torch.tensor([*chain(*map(targets_of, sequences))]), reduction="sum")
+    loss.backward()
+    for parameter in model.parameters():
+        parameter.data = parameter.grad
+    return loss.detach(), model
+
+
+def in_our_layout(gradients: PreTrainedModel, folder: Path, family: Family) -> dict[str, Tensor]:
+    """Gradients by the names of our parameters: they go the way of weights, through a checkpoint."""
+    loaded = dict(load_model(save(gradients, folder, family=family), dtype=torch.float32).named_parameters())
+    plus_one = family == "gemma3"  # which loading adds to norm weights
+    return {name: x - 1 if plus_one and "norm" in name else x for name, x in loaded.items()}
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_learns_what_transformers_learns(family: Family, backend: str, tmp_path: Path) -> None:
+    theirs = tiny_model(family, sizes=SIZES)
+    ours = load_model(save(theirs, tmp_path / "model", family=family), dtype=torch.float32).requires_grad_()
+    sequences = random_ids(*LENGTHS)
+    with use_backend(backend):
+        loss, grads = learn(ours, sequences)
+    eager_loss, eager = learn_with_transformers(theirs, sequences)
+    with InFloat64():
+        exact_loss, exact = learn_with_transformers(theirs.double(), sequences)
+    assert_as_good_as_torch(loss, eager_loss, exact_loss)
+    eager_grads, exact_grads = (
+        in_our_layout(model, tmp_path / name, family) for name, model in (("eager", eager), ("exact", exact))
+    )
+    assert grads.keys() == exact_grads.keys()
+    for name, grad in grads.items():
+        assert_as_good_as_torch(grad, eager_grads[name], exact_grads[name].double())
