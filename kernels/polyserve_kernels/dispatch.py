@@ -34,6 +34,12 @@ def _load_triton() -> Backend:
     return backend
 
 
+def _load_cpu() -> Backend:
+    from polyserve_kernels.cpu import backend
+
+    return backend
+
+
 def _load_cublas() -> Any:
     from polyserve_kernels import cublas
 
@@ -46,7 +52,7 @@ def _load_flash() -> Any:
     return attention
 
 
-_LOADERS: dict[str, Callable[[], Backend]] = {"reference": _load_reference, "triton": _load_triton}
+_LOADERS: dict[str, Callable[[], Backend]] = {"cpu": _load_cpu, "reference": _load_reference, "triton": _load_triton}
 _OVERLAYS: dict[str, Callable[[], Any]] = {
     "cublas": _load_cublas,
     "flash": _load_flash,
@@ -161,6 +167,10 @@ def _overlaid(base: Backend, overlay: Any) -> Backend:
 
 def _lacks(name: str) -> str | None:
     """What is missing here for a backend to answer."""
+    if name == "cpu":
+        from polyserve_kernels.cpu import library
+
+        return None if library.runs_here() else "needs the compiled library: install PolyServe where there is a C++ compiler"
     if name == "flash" and importlib.util.find_spec("flash_attn") is None:
         return "needs the flash-attn package (pip install 'polyserve-lm[flash]')"
     if name != "triton":

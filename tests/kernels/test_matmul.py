@@ -8,6 +8,8 @@ from polyserve_kernels import ops
 from polyserve_kernels.reference import matmul as reference
 from support.tolerance import assert_as_good_as_torch
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 @pytest.mark.parametrize("num_rows", [0, 1, 15, 16, 17, 33, 64, 131])
 def test_it_is_as_exact_as_torch_at_any_number_of_rows(num_rows, dtype):

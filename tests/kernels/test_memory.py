@@ -12,6 +12,8 @@ from torch.utils._pytree import tree_leaves
 from polyserve_kernels import ops
 from polyserve_kernels.types import LogitEdits
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 ROWS, CHANNELS, VOCAB = 64, 16, 100_000
 TILE = 8192  # ids of a tile
 
