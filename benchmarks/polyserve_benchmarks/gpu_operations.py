@@ -26,7 +26,10 @@ def cases(sizes: Sizes, device: str) -> list[Callable[[], Case]]:
     for_rows = (_matmul, _layer_norm, _rms_norm, _bias_gelu, _gated_silu, _gated_gelu, _rotary, _rotary_write_kv)
     return [
         *(partial(case, sizes, make, rows) for case in for_rows for rows in (sizes.sequences, sizes.rows)),
-        *(partial(case, sizes, make) for case in (_copy_blocks, _head_topk, _token_logprobs, _loss, _random_uniform)),
+        *(
+            partial(case, sizes, make)
+            for case in (_copy_blocks, _head_topk, _head_logits, _token_logprobs, _loss, _random_uniform)
+        ),
     ]
 
 
@@ -242,6 +245,18 @@ def _head_topk(sizes: Sizes, make: Maker) -> Case:
         ours=ours,
         peers={"torch": plain},
         num_bytes=bytes_of(hidden, weight),
+        flops=2 * sizes.sequences * weight.numel(),
+    )
+
+
+def _head_logits(sizes: Sizes, make: Maker) -> Case:
+    hidden, weight = make(sizes.sequences, sizes.channels), make(sizes.vocab, sizes.channels)
+    return Case(
+        name="head_logits",
+        configuration=f"{sizes.sequences} rows, {sizes.vocab} ids",
+        ours=lambda: ops.head_logits(hidden, weight)[0],
+        peers={"torch": lambda: F.linear(hidden, weight).float()},
+        num_bytes=bytes_of(hidden, weight) + 2 * 4 * sizes.sequences * sizes.vocab,  # raw and edited
         flops=2 * sizes.sequences * weight.numel(),
     )
 

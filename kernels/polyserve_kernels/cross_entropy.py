@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup, all_gather_into_tensor, all_reduce
+from torch.distributed import ProcessGroup, all_gather_single, all_reduce
 
 from polyserve_kernels.autograd import differentiable
 from polyserve_kernels.types import LossOptions
@@ -114,8 +114,9 @@ def _in_part(targets: Tensor, weight: Tensor, group: ProcessGroup | None) -> Ten
 def _fold(lse: Tensor, logit: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor]:
     """The whole vocabulary's log-sum-exp and target logit [T], of those of each process's part."""
     mine = torch.stack((lse, logit))
-    parts = mine.new_empty(group.size(), *mine.shape)
-    all_gather_into_tensor(parts, mine, group=group)
+    parts = mine.new_empty(group.size() * 2, len(lse))
+    all_gather_single(parts, mine, group=group)
+    parts = parts.view(-1, 2, len(lse))
     m = parts[:, 0].amax(0)
     total = torch.zeros_like(m)
     for part in parts[:, 0]:  # in order of rank

@@ -15,9 +15,10 @@ from typing import Any, cast
 
 import torch
 
+from polyserve_kernels import processor
 from polyserve_kernels.backend import Backend
 
-KERNEL_VERSION = 1  # goes up with every change that can change a result's bits
+KERNEL_VERSION = 2  # goes up with every change that can change a result's bits
 
 _log = logging.getLogger("polyserve.kernels")
 
@@ -114,13 +115,16 @@ def backend_name(device: torch.device) -> str:
 
 
 def numerics_id(device: torch.device | None = None) -> str:
-    """What the bits of results depend on, in one word, as `reference-avx2-torch2.13.0-k1`. Default device: the CPU."""
+    """What the bits of results depend on, in one word: backend, processor, torch and kernels. Default device: the CPU.
+
+    For example `reference-intel-avx512-amx_bf16-torch2.13.0-k1`, or `triton-sm_90-torch2.13.0-k1`.
+    """
     device = device or torch.device("cpu")
     if device.type == "cuda":
-        capability = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+        hardware = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
     else:
-        capability = torch.backends.cpu.get_cpu_capability().lower()
-    return f"{backend_name(device)}-{capability}-torch{torch.__version__}-k{KERNEL_VERSION}"
+        hardware = processor.name()
+    return f"{backend_name(device)}-{hardware}-torch{torch.__version__}-k{KERNEL_VERSION}"
 
 
 def _name(name: str | None) -> None:

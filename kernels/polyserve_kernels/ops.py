@@ -43,7 +43,7 @@ def matmul(x: Tensor, w: Tensor, bias: Tensor | None = None, *, out_dtype: torch
     """y = x w^T + bias.
 
     x: [T, K], T may be 0.  w: [N, K].  bias: [N].  All of one dtype.
-    Returns [T, N] in out_dtype (default: x's; float32 gives the unrounded sums).
+    Returns [T, N] in out_dtype (default: x's; float32 gives unrounded sums, which may be added up in another order).
     """
     check_shape("x", x, ("T", "K"))
     check_shape("w", w, ("N", x.shape[1]))

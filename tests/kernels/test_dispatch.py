@@ -64,9 +64,9 @@ def test_the_former_choice_comes_back_at_the_end_of_a_with(monkeypatch):
         dispatch.backend(CPU)
 
 
-def test_the_numerics_id_names_backend_instructions_torch_and_kernels():
-    instructions = torch.backends.cpu.get_cpu_capability().lower()
-    expected = f"reference-{instructions}-torch{torch.__version__}-k{dispatch.KERNEL_VERSION}"
+def test_the_numerics_id_names_backend_processor_torch_and_kernels(monkeypatch):
+    monkeypatch.setattr(dispatch.processor, "name", lambda: "amd-avx512-avx512_bf16")
+    expected = f"reference-amd-avx512-avx512_bf16-torch{torch.__version__}-k{dispatch.KERNEL_VERSION}"
     assert dispatch.numerics_id() == expected
 
 

@@ -1,35 +1,19 @@
 """The head's operations never hold a row of logits for every row: memory is O(rows x tile), whatever the vocabulary."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from polyserve_kernels import ops
 from polyserve_kernels.types import LogitEdits
+from support.largest_tensor import LargestTensor
 
 pytestmark = pytest.mark.usefixtures("backend")
 
 ROWS, CHANNELS, VOCAB = 64, 16, 100_000
 TILE = 8192  # ids of a tile
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the most elements that a tensor made inside it had."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        if not function.is_view:
-            self.elements = max([self.elements, *(x.numel() for x in tree_leaves(result) if isinstance(x, Tensor))])
-        return result
 
 
 def best_and_draw(hidden: Tensor, weight: Tensor) -> None:

@@ -20,8 +20,9 @@ def empty_pages(lens: list[int], *, block_size: int, kv_heads: int, head_size: i
     """Room for sequences of these lengths, and blocks to spare."""
     needed = [-(-length // block_size) for length in lens]
     num_blocks = sum(needed) + 3
-    free = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(len(lens)))
     tables = torch.full((len(lens), max([*needed, 1]) + 1), -1, dtype=torch.int32)
+    order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(len(lens)), device="cpu")
+    free = order.to(tables.device)
     slots = []
     for s, (length, count) in enumerate(zip(lens, needed, strict=True)):
         blocks, free = free[:count], free[count:]

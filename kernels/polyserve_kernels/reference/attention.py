@@ -2,13 +2,15 @@
 
 How      Keys go in tiles of KEY_TILE at absolute positions. Each tile gives a partial (maximum m, sum l, output o), and
          partials are folded in ascending order by `merge_states`; a tile in which a row sees no key leaves the row's
-         state exactly as it is. Every product has ROW_TILE rows, or more where a trial of that very shape gave the same
-         bits. Packed, prefill and decode differ only in where rows lie, which `attention_plan` works out.
-Shapes   P products, one for each span and key head   R rows of a product   q [T, Hq, D]   key and value rows [N * Hkv,
-         D]
+         state exactly as it is. A plain product has ROW_TILE rows and a whole tile of keys; more rows, or fewer keys
+         where nobody sees the last ones, take its place where a trial of that very shape gave the same bits. Packed,
+         prefill and decode differ only in where rows lie, which `attention_plan` works out.
+Shapes   P products, one for each span and key head   R rows of a product   n keys of a tile, at most KEY_TILE
+         A active spans   q [T, Hq, D]   stored keys and values [N, Hkv, D]
 Source   https://arxiv.org/abs/2205.14135; folding partials: Flash-Decoding (Dao et al., 2023)
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,29 +24,36 @@ from polyserve_kernels.types import KEY_TILE, BlockCache, Scoring
 _LOWEST = torch.finfo(torch.float32).min  # in place of -inf, so that a difference of maxima is never nan
 
 State = tuple[Tensor, Tensor, Tensor]  # m [P, R, 1], l [P, R, 1], o [P, R, D]
+Product = Callable[[Tensor, Tensor], Tensor]  # a [P, R, X], b [P, X, Y] -> a b [P, R, Y]
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
-    """Keys or values [N * Hkv, D], and what a stored number is multiplied with, [N * Hkv], if anything."""
+class _Tokens:
+    """Keys or values [N, Hkv, D], and what the numbers of a head are multiplied with, [N, Hkv], if anything."""
 
     stored: Tensor
     scales: Tensor | None = None
 
     def take(self, rows: Tensor) -> Tensor:
-        """Those rows as float32, a tile after another: [P, KEY_TILE, D]."""
+        """Tokens [A, n] as float32, head after head: [A * Hkv, n, D]."""
+        order = rows.flatten()
         if self.scales is None:
-            taken = self.stored.index_select(0, rows).float()
+            taken = self._by_head(self.stored.index_select(0, order), rows)
         else:
-            numbers = as_bytes(self.stored).index_select(0, rows).view(self.stored.dtype)
-            taken = numbers.float() * self.scales.index_select(0, rows)[:, None]
-        return taken.view(-1, KEY_TILE, self.stored.shape[1])
+            numbers = as_bytes(self.stored).index_select(0, order).view(self.stored.dtype)
+            taken = self._by_head(numbers, rows) * self._by_head(self.scales.index_select(0, order), rows)[..., None]
+        return taken.flatten(0, 1)
+
+    def _by_head(self, x: Tensor, rows: Tensor) -> Tensor:
+        """x [A * n, Hkv, ...] as float32 [A, Hkv, n, ...], in one pass."""
+        by_head = x.view(*rows.shape, *x.shape[1:]).transpose(1, 2)
+        return by_head.to(torch.float32, memory_format=torch.contiguous_format)
 
 
 def attention_varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scoring: Scoring) -> tuple[Tensor, Tensor]:
     heads = Heads(q.shape[1] // k.shape[1], k.shape[1], q.shape[2], scoring.window)
     plan = plan_packed(tuple(cu_seqlens.tolist()), heads, q.device)
-    return _attend(q, _Rows(k.reshape(-1, q.shape[2])), _Rows(v.reshape(-1, q.shape[2])), plan, scoring)
+    return _attend(q, _Tokens(k.contiguous()), _Tokens(v.contiguous()), plan, scoring)
 
 
 def paged_prefill(
@@ -55,7 +64,7 @@ def paged_prefill(
     tables = block_tables.cpu().numpy().tobytes()
     plan = plan_paged(tuple(cu_seqlens_q.tolist()), tuple(seq_lens.tolist()), tables, block_size, heads, q.device)
     k, v = (
-        _Rows(stored.view(-1, head_size), None if scales is None else scales.view(-1))
+        _Tokens(stored.flatten(0, 1), None if scales is None else scales.flatten(0, 1))
         for stored, scales in ((cache.k, cache.k_scales), (cache.v, cache.v_scales))
     )
     return _attend(q, k, v, plan, scoring)[0]
@@ -72,7 +81,7 @@ def merge_states(a: State, b: State) -> State:
     return m, a[1] * weight_a + b[1] * weight_b, a[2] * weight_a + b[2] * weight_b
 
 
-def _attend(q: Tensor, k: _Rows, v: _Rows, plan: Plan, scoring: Scoring) -> tuple[Tensor, Tensor]:
+def _attend(q: Tensor, k: _Tokens, v: _Tokens, plan: Plan, scoring: Scoring) -> tuple[Tensor, Tensor]:
     """Results [T, Hq, D] in q's dtype and log-sum-exps [T, Hq] float32; 0 and -inf where a row sees no key."""
     head_size = q.shape[2]
     q_rows = q.reshape(-1, head_size)
@@ -85,7 +94,7 @@ def _attend(q: Tensor, k: _Rows, v: _Rows, plan: Plan, scoring: Scoring) -> tupl
     return rows.to(q.dtype).view(q.shape), lse.view(q.shape[:2])
 
 
-def _attend_batch(q_rows: Tensor, k: _Rows, v: _Rows, batch: Batch, scoring: Scoring) -> tuple[Tensor, Tensor]:
+def _attend_batch(q_rows: Tensor, k: _Tokens, v: _Tokens, batch: Batch, scoring: Scoring) -> tuple[Tensor, Tensor]:
     """Results of a batch's rows, [B * Hkv * R, D] float32, and their log-sum-exps."""
     num_spans, kv_heads, num_rows = batch.query_rows.shape
     q = q_rows.index_select(0, batch.query_rows.view(-1)).float().view(num_spans * kv_heads, num_rows, -1)
@@ -94,35 +103,37 @@ def _attend_batch(q_rows: Tensor, k: _Rows, v: _Rows, batch: Batch, scoring: Sco
         slopes = scoring.alibi_slopes[batch.query_rows % len(scoring.alibi_slopes)][..., None]  # [B, Hkv, R, 1]
     state: State | None = None
     for step in batch.steps:
-        keys, values = k.take(step.key_rows), v.take(step.key_rows)
-        scores = _product(q[: len(keys)], keys.transpose(1, 2)) * scoring.scale
+        num_keys, product = _ways(num_rows, step.num_keys, q.shape[2])
+        keys, values = k.take(step.key_rows[:, :num_keys]), v.take(step.key_rows[:, :num_keys])
+        scores = product(q[: len(keys)], keys.transpose(1, 2)).mul_(scoring.scale)
         if scoring.soft_cap is not None:
             scores = scoring.soft_cap * torch.tanh(scores / scoring.soft_cap)
         scores = _by_position(scores, batch, step, slopes)
-        state = _fold(state, _partial(scores, values))
+        state = _fold(state, _partial(scores, values, product))
     assert state is not None
     m, total, o = state
     return (o / total).flatten(0, 1), (m + torch.log(total.detach())).flatten()
 
 
 def _by_position(scores: Tensor, batch: Batch, step: Step, slopes: Tensor | None) -> Tensor:
-    """scores [P, R, KEY_TILE] with ALiBi added, and -inf where a row does not see a key."""
+    """scores [P, R, n], which are used up, with ALiBi added, and -inf where a row does not see a key."""
     if slopes is None and step.hidden is None:
         return scores
-    by_span = scores.view(step.num_spans, -1, *scores.shape[1:])  # [A, Hkv, R, KEY_TILE]
+    num_keys = scores.shape[2]
+    by_span = scores.view(step.num_spans, -1, *scores.shape[1:])  # [A, Hkv, R, n]
     if slopes is not None:
-        distance = (step.positions - batch.positions[: step.num_spans]).float()  # [A, R, KEY_TILE]
+        distance = (step.positions[..., :num_keys] - batch.positions[: step.num_spans]).float()  # [A, R, n]
         by_span = by_span + slopes[: step.num_spans] * distance[:, None]
     if step.hidden is not None:
-        by_span = by_span.masked_fill(step.hidden, -torch.inf)
+        by_span = by_span.masked_fill_(step.hidden[..., :num_keys], -torch.inf)
     return by_span.view(scores.shape)
 
 
-def _partial(scores: Tensor, v: Tensor) -> State:
-    """The state over one tile's keys. scores [P, R, KEY_TILE]; v [P, KEY_TILE, D]."""
+def _partial(scores: Tensor, v: Tensor, product: Product) -> State:
+    """The state over one tile's keys. scores [P, R, n], which are used up; v [P, n, D]."""
     m = scores.detach().amax(-1, keepdim=True).clamp(min=_LOWEST)  # only a shift: no gradient passes through it
-    p = torch.exp(scores - m)
-    return m, p.sum(-1, keepdim=True), _product(p, v)
+    p = scores.sub_(m).exp_()
+    return m, p.sum(-1, keepdim=True), product(p, v)
 
 
 def _fold(state: State | None, partial: State) -> State:
@@ -137,30 +148,42 @@ def _fold(state: State | None, partial: State) -> State:
     return m, total, o
 
 
+def _ways(num_rows: int, num_keys: int, head_size: int) -> tuple[int, Product]:
+    """How many keys of a tile to compute with, where only the first num_keys are seen, and how to multiply."""
+    threads = torch.get_num_threads()
+    if _same_bits(num_rows, num_keys, head_size, threads):
+        return num_keys, _product
+    return KEY_TILE, _product if _same_bits(num_rows, KEY_TILE, head_size, threads) else _product_in_tiles
+
+
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """a [P, R, X] times b [P, X, Y]. Always of two matrices or more: one alone torch may cut up among threads."""
-    num_products, num_rows, inner = a.shape
-    if num_products == 1 and num_rows == ROW_TILE:
+    if len(a) == 1:
         return torch.bmm(a.expand(2, -1, -1), b.expand(2, -1, -1))[:1]
-    if num_products > 1 and (num_rows == ROW_TILE or _same_bits(num_rows, inner, b.shape[2], torch.get_num_threads())):
-        return torch.bmm(a, b)
-    return _product_in_tiles(a, b)
+    return torch.bmm(a, b)
 
 
 def _product_in_tiles(a: Tensor, b: Tensor) -> Tensor:
-    """The same in products of ROW_TILE rows, two or more from each of a's matrices."""
-    tiles = a.reshape(len(a), -1, ROW_TILE, a.shape[2])
-    return torch.stack([torch.bmm(x, y.expand(len(x), -1, -1)) for x, y in zip(tiles, b, strict=True)]).flatten(1, 2)
+    """The same in plain products of ROW_TILE rows."""
+    tiles = a.reshape(len(a), -1, ROW_TILE, a.shape[2]).unbind(1)
+    return torch.cat([_product(tile, b) for tile in tiles], dim=1)
 
 
 @lru_cache(maxsize=4096)
 def _same_bits(
     num_rows: int,
-    inner: int,
-    columns: int,
+    num_keys: int,
+    head_size: int,
     threads: int,  # noqa: ARG001  (part of the cache's key: a product may be cut differently)
 ) -> bool:
-    """Whether products of this many rows give the same bits as products of ROW_TILE rows: tried on random numbers."""
+    """Whether so many rows and keys at once give the same bits as plain products: tried on random numbers."""
+    if num_rows == ROW_TILE and num_keys == KEY_TILE:
+        return True
     numbers = torch.Generator().manual_seed(0)
-    a, b = torch.randn(2, num_rows, inner, generator=numbers), torch.randn(2, inner, columns, generator=numbers)
-    return torch.equal(torch.bmm(a, b), _product_in_tiles(a, b))
+    q, k, v = (torch.randn(2, n, head_size, generator=numbers) for n in (num_rows, KEY_TILE, KEY_TILE))
+    hidden = torch.arange(KEY_TILE) >= num_keys
+    plain_scores = _product_in_tiles(q, k.transpose(1, 2)).masked_fill(hidden, -torch.inf)
+    plain = _partial(plain_scores, v, _product_in_tiles)
+    seen_k, seen_v = k[:, :num_keys].contiguous(), v[:, :num_keys].contiguous()
+    tried = _partial(_product(q, seen_k.transpose(1, 2)), seen_v, _product)
+    return all(torch.equal(a, b) for a, b in zip(tried, plain, strict=True))

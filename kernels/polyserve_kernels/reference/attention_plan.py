@@ -6,6 +6,8 @@ Batch    spans with equally many rows, those with most key tiles first: at each 
          ones are a prefix.
 Row      one query of one head. The G query heads that share a key head are rows of one product; spare rows, up to a
          multiple of ROW_TILE, repeat the last one.
+Keys     A step's tiles end, for all of its spans, at the last key that any row sees, rounded up to KEY_PART: what lies
+         after it may be left out.
 Plan     a pure function of numbers, lengths and block tables by value. The last four are kept: layers ask for the same.
 Shapes   B spans   A active spans   R rows of a span   G = Hq / Hkv
 """
@@ -19,7 +21,8 @@ from torch import Tensor
 
 from polyserve_kernels.types import KEY_TILE
 
-ROW_TILE = 8
+ROW_TILE = 4
+KEY_PART = 32
 _MAX_SCORES = 2**20  # of one step, over all heads: 4 MiB of float32
 _MAX_KEY_ELEMENTS = 2**22  # gathered keys of one step: 16 MiB of float32
 
@@ -41,7 +44,8 @@ class Step:
     """One key tile of each of the first `num_spans` spans of a batch."""
 
     num_spans: int  # A
-    key_rows: Tensor  # [A * Hkv * KEY_TILE] int64, among N * Hkv rows
+    num_keys: int  # of each tile, the first ones, that a row may see
+    key_rows: Tensor  # [A, KEY_TILE] int64, of tokens
     positions: Tensor  # [A, 1, KEY_TILE] of the keys
     hidden: Tensor | None  # [A, 1, R, KEY_TILE] bool; None: every key is seen by every row
 
@@ -166,11 +170,11 @@ def _step(spans: list[_Span], number: int, positions: Tensor, locate: Locate, he
         hidden |= distance <= -heads.window
     in_reach = torch.minimum(key_positions, positions[:, -1])  # later keys may be unwritten: the last is read instead
     sequences = torch.tensor([[span.sequence] for span in spans], device=device)
-    kv_heads = torch.arange(heads.num_kv, device=device)[:, None]
-    key_rows = locate(sequences, in_reach)[:, None] * heads.num_kv + kv_heads  # [A, Hkv, KEY_TILE]
+    last_seen = int((positions[:, -1] - tiles * KEY_TILE).amax().clamp(max=KEY_TILE - 1))
     return Step(
         num_spans=len(spans),
-        key_rows=key_rows.flatten(),
+        num_keys=(last_seen // KEY_PART + 1) * KEY_PART,
+        key_rows=locate(sequences, in_reach),
         positions=key_positions[:, None],
         hidden=hidden[:, None] if bool(hidden.any()) else None,
     )

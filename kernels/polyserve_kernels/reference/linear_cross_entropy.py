@@ -18,7 +18,7 @@ from polyserve_kernels.reference.cross_entropy import target_logits
 from polyserve_kernels.reference.sampling import VOCAB_TILE, logit_tiles
 from polyserve_kernels.reference.vocab_fold import LogSumExp
 
-ROWS = 1024  # at a time: a tile of logits is 32 MiB however many rows there are
+ROWS = 512  # at a time: a tile of logits is 16 MiB however many rows there are
 
 
 def _forward(hidden: Tensor, weight: Tensor, targets: Tensor, soft_cap: float | None) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,9 @@
 """Rounding and products of tiles that mean the same in Triton's interpreter as on a GPU.
 
 Products   sums are float32; float32 operands are multiplied as they are, never as TF32
-Why        the interpreter cuts off where a GPU rounds to bfloat16, and multiplies bfloat16 by its raw bits (triton
-           issue 11584), so there both are spelled out; a GPU build holds none of it
+Why        the interpreter cuts off where a GPU rounds to bfloat16, multiplies bfloat16 by its raw bits (triton issue
+           11584), and sums as numpy does, whose float32 bits change with a tile's size on some processors. So there
+           both are spelled out, and sums are float64, rounded once a product; a GPU build holds none of it
 """
 
 import triton
@@ -24,8 +25,8 @@ def rounded(x, dtype: tl.constexpr):
 @triton.jit
 def dot(a, b, acc):
     """acc + a b.   a [M, K], b [K, N] of one dtype; acc [M, N] float32."""
-    if INTERPRETED and a.dtype == tl.bfloat16:
-        a, b = a.to(tl.float32), b.to(tl.float32)
+    if INTERPRETED:
+        return acc + tl.dot(a.to(tl.float64), b.to(tl.float64)).to(tl.float32)
     return tl.dot(a, b, acc, input_precision="ieee")
 
 

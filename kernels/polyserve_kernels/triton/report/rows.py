@@ -55,11 +55,13 @@ class Row:
 
 
 def distinct(launches: Sequence[Launch]) -> list[tuple[int, Launch]]:
-    """Launches of the same code once, with how many there are; the last of many may have a smaller grid."""
+    """Launches of the same code once, with how many there are, though their grids may differ."""
     found: list[tuple[int, Launch]] = []
     for launch in launches:
-        if found and (found[-1][1].kernel, found[-1][1].code) == (launch.kernel, launch.code):
-            found[-1] = found[-1][0] + 1, found[-1][1]
+        for i, (count, other) in enumerate(found):
+            if (other.kernel, other.code) == (launch.kernel, launch.code):
+                found[i] = count + 1, other
+                break
         else:
             found.append((1, launch))
     return found

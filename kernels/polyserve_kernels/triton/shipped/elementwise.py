@@ -114,7 +114,7 @@ def _cache() -> Iterator[Shipped]:
                     configuration=f"{model.name}, {rows} rows, cache {word(dtype)}",
                     args=(q, k, v, *angles, scored.cache(rows, dtype), slots),
                     flops=ROTARY_FLOPS * (q.numel() + k.numel()) if model.rotary else 0,
-                    architectures=architectures_with(dtype),
+                    architectures=architectures_with(BF16, dtype),
                 )
         pairs = 64  # each of the cache's blocks is a source or a destination
         yield Shipped(

@@ -1,0 +1,306 @@
+"""Block sizes, warps and stages: one table for each operation, by architecture (80: A100, 90: H100, 100: B200).
+
+Tables are read, never searched at run time: what a table holds is part of the bits of a result (`KERNEL_VERSION`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+
+from polyserve_kernels.triton.launch import INTERPRETED
+
+Row = TypeVar("Row")
+
+
+def tuned(table: Mapping[int, Row], arch: int) -> Row:
+    """The table's row for an architecture, or for the nearest one before it."""
+    return table[max((known for known in table if known <= arch), default=min(table))]
+
+
+@dataclass(frozen=True, slots=True)
+class RowTuning:
+    """Operations on whole rows: norms."""
+
+    tile_elements: int  # of a program that takes several short rows at once
+    thread_elements: int  # of a row in one thread's registers
+    max_channels: int  # of a row that is held in registers
+    max_backward_channels: int  # the same, for gradients
+    groups: int  # programs that share the rows when gradients of weights are summed: about two a multiprocessor
+
+
+ROWS = {
+    80: RowTuning(2048, 16, 16384, 8192, groups=216),
+    90: RowTuning(2048, 16, 16384, 8192, groups=264),
+    100: RowTuning(2048, 16, 16384, 8192, groups=296),
+}
+
+
+PRODUCT_PROGRAMS = 80  # programs that keep an A100's, H100's or B200's memory busy
+_NARROWEST = 32  # columns of the narrowest tile of a product
+_MIN_PART = 2048  # channels of a part of K: a shorter one is read before the next kernel has started
+_PART_UNIT = 128  # channels that every tile's steps divide
+_MAX_THREAD_SUMS_IN_PARTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ProductTile:
+    """A tile of a dense product x [T, K] w [N, K]^T, and from how many programs on it is chosen before smaller ones."""
+
+    block_m: int  # rows of x
+    block_n: int  # rows of w
+    block_k: int  # channels in one step of the loop
+    num_warps: int
+    num_stages: int
+    min_programs: int = 0
+
+    @property
+    def thread_sums(self) -> int:
+        """Elements whose sums a thread holds."""
+        return self.block_m * self.block_n // (32 * self.num_warps)
+
+    def count(self, num_rows: int, num_cols: int) -> int:
+        """How many tiles a result has."""
+        return -(-num_rows // self.block_m) * -(-num_cols // self.block_n)
+
+    def options(self, channels: int) -> dict[str, int | bool]:
+        """What a kernel for so many channels is launched with."""
+        return {
+            "BLOCK_M": self.block_m,
+            "BLOCK_N": self.block_n,
+            "BLOCK_K": self.block_k,
+            "EVEN_K": channels % self.block_k == 0,
+            "GROUP": 8,
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+        }
+
+
+# For 16-bit operands. Few rows: as many bytes of w on their way as memory needs, and every program running at once. On
+# sm_90 and sm_100 a tile has the rows that wgmma and tcgen05 take, or more.
+PRODUCTS = {
+    80: (
+        ProductTile(128, 128, 64, 8, 4, min_programs=108),
+        ProductTile(64, 128, 64, 8, 4, min_programs=108),
+        ProductTile(64, 64, 64, 4, 4, min_programs=80),
+        ProductTile(64, 32, 64, 4, 6, min_programs=40),
+        ProductTile(16, 128, 64, 4, 5, min_programs=80),
+        ProductTile(16, 64, 64, 4, 6, min_programs=80),
+        ProductTile(16, 32, 64, 4, 8),
+    ),
+    90: (
+        ProductTile(128, 256, 64, 8, 4, min_programs=132),
+        ProductTile(128, 128, 64, 8, 3, min_programs=132),
+        ProductTile(64, 128, 64, 4, 4, min_programs=80),
+        ProductTile(64, 64, 64, 4, 6, min_programs=80),
+        ProductTile(64, 32, 128, 4, 6),
+    ),
+    100: (
+        ProductTile(128, 256, 64, 8, 4, min_programs=148),
+        ProductTile(128, 128, 64, 4, 4, min_programs=80),
+        ProductTile(128, 64, 64, 4, 6, min_programs=80),
+        ProductTile(128, 32, 128, 4, 5),
+    ),
+}
+
+# float32 operands are multiplied one by one, on every architecture.
+_PRODUCTS_FLOAT32 = (
+    ProductTile(128, 64, 16, 8, 4, min_programs=108),
+    ProductTile(64, 64, 16, 8, 4, min_programs=80),
+    ProductTile(16, 64, 16, 4, 4, min_programs=80),
+    ProductTile(16, 32, 32, 4, 4),
+)
+
+
+def product_tile_for(arch: int, dtype: torch.dtype, num_rows: int, num_cols: int, *, in_parts: bool) -> ProductTile:
+    """The first tile of the table that gives enough programs and is half full; the last one will always do.
+
+    Products in parts hold two sums of each element, so tiles whose sums fill a thread's registers are not for them.
+    The interpreter runs one program after another, so there the first tile is enough; and it needs one block_k.
+    """
+    tiles = tuned(PRODUCTS, arch) if dtype.itemsize == 2 else _PRODUCTS_FLOAT32
+    if in_parts:
+        tiles = tuple(tile for tile in tiles if tile.thread_sums <= _MAX_THREAD_SUMS_IN_PARTS)
+    lowest = min(tile.block_m for tile in tiles)
+    filled = [tile for tile in tiles if tile.block_m == lowest or 2 * num_rows >= tile.block_m]
+    if INTERPRETED:
+        return replace(filled[0], block_k=_PART_UNIT // 2)
+    return next((tile for tile in filled if tile.count(num_rows, num_cols) >= tile.min_programs), tiles[-1])
+
+
+def part_channels(num_cols: int, channels: int) -> int:
+    """Channels of each part that K is cut into, all of them where one part will do."""
+    num_parts = 1
+    while -(-num_cols // _NARROWEST) * num_parts < PRODUCT_PROGRAMS and channels >= 2 * num_parts * _MIN_PART:
+        num_parts *= 2
+    return -(-channels // (num_parts * _PART_UNIT)) * _PART_UNIT if num_parts > 1 else max(1, channels)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadTile:
+    """A tile of logits, rows times ids."""
+
+    block_m: int  # rows
+    block_n: int  # ids
+    num_warps: int
+    num_stages: int
+
+    def options(self, dtype: torch.dtype, channels: int) -> dict[str, int | bool]:
+        """What a kernel for operands of this dtype is launched with."""
+        block_k = _PART_UNIT // 2 if INTERPRETED else 128 // dtype.itemsize
+        return {
+            "BLOCK_M": self.block_m,
+            "BLOCK_N": self.block_n,
+            "BLOCK_K": block_k,
+            "EVEN_K": channels % block_k == 0,
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class HeadTiles:
+    """By what a pass over the vocabulary is for."""
+
+    few: HeadTile  # as many rows as it has; bound by memory, so that padding to the rows of an instruction is free
+    many: HeadTile  # more rows
+    sums: HeadTile  # more rows of which only sums are kept, which leaves registers for a larger tile
+
+
+HEADS = {
+    80: HeadTiles(
+        few=HeadTile(64, 128, num_warps=4, num_stages=3),
+        many=HeadTile(128, 128, num_warps=8, num_stages=4),
+        sums=HeadTile(128, 128, num_warps=8, num_stages=4),
+    ),
+    90: HeadTiles(
+        few=HeadTile(64, 128, num_warps=4, num_stages=4),
+        many=HeadTile(128, 128, num_warps=8, num_stages=3),
+        sums=HeadTile(128, 256, num_warps=8, num_stages=3),
+    ),
+    100: HeadTiles(
+        few=HeadTile(128, 128, num_warps=8, num_stages=3),
+        many=HeadTile(128, 128, num_warps=8, num_stages=3),
+        sums=HeadTile(128, 256, num_warps=8, num_stages=3),
+    ),
+}
+
+# Gradients of logits, for training: rows are many. On sm_90 and sm_100 two programs fit on a multiprocessor.
+LOGIT_GRADIENTS = {
+    80: HeadTile(128, 128, num_warps=8, num_stages=4),
+    90: HeadTile(128, 128, num_warps=8, num_stages=3),
+    100: HeadTile(128, 128, num_warps=8, num_stages=3),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationTuning:
+    """Element by element; gradients by groups of rows, because a bias has one too."""
+
+    block: int  # columns of a program
+    backward_rows: int
+    backward_block: int
+    programs: int  # wanted for gradients, to fill the GPU
+    num_warps: int
+
+
+ACTIVATIONS = {
+    80: ActivationTuning(2048, 4, 512, programs=864, num_warps=4),
+    90: ActivationTuning(2048, 4, 512, programs=1056, num_warps=4),
+    100: ActivationTuning(2048, 4, 512, programs=1184, num_warps=4),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RowTile:
+    """A tile of query rows."""
+
+    block_m: int
+    num_warps: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionTuning:
+    """Attention, packed, prefilled and decoded: what its bits depend on is one for all three."""
+
+    block_n: int  # keys of a tile
+    key_part: int  # elements of a head that are multiplied at once, at most
+    value_part: int  # elements of a tile's result that are in registers at once, at most
+    prefill: RowTile
+    decode: RowTile  # rows lie in the warps as in `prefill`, and no row in two of them
+    num_stages: int  # of the loop over key tiles; one more where keys are found through a block table
+    decode_programs: int  # wanted, to fill the GPU: a batch that gives fewer shares its key tiles among several
+
+
+_FLOAT32_ROWS = RowTile(32, num_warps=4)
+ATTENTION = {
+    80: AttentionTuning(64, 128, 32, RowTile(128, 8), RowTile(64, 4), num_stages=3, decode_programs=864),
+    90: AttentionTuning(64, 64, 64, RowTile(128, 8), RowTile(64, 4), num_stages=3, decode_programs=1056),
+    100: AttentionTuning(64, 64, 64, RowTile(128, 8), RowTile(128, 8), num_stages=3, decode_programs=1184),
+}
+ATTENTION_WIDE = {
+    80: AttentionTuning(64, 128, 32, RowTile(128, 8), RowTile(64, 4), num_stages=2, decode_programs=864),
+    90: AttentionTuning(64, 64, 64, RowTile(128, 8), RowTile(64, 4), num_stages=2, decode_programs=1056),
+    100: AttentionTuning(64, 64, 64, RowTile(128, 8), RowTile(128, 8), num_stages=2, decode_programs=1184),
+}
+ATTENTION_FLOAT32 = {80: AttentionTuning(32, 32, 32, _FLOAT32_ROWS, _FLOAT32_ROWS, num_stages=2, decode_programs=864)}
+
+
+def attention_tuning(arch: int, head_size: int, dtype: torch.dtype) -> AttentionTuning:
+    if dtype == torch.float32 and not INTERPRETED:  # the interpreter is faster, and as exact, with large tiles
+        return tuned(ATTENTION_FLOAT32, arch)
+    return tuned(ATTENTION_WIDE if head_size > 128 else ATTENTION, arch)
+
+
+@dataclass(frozen=True, slots=True)
+class BackwardTiles:
+    """What one program of attention's backward pass computes the gradients of, and what it walks over."""
+
+    block_m: int  # queries
+    block_n: int  # keys
+    part: int  # elements of a head that are multiplied at once, at most
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionBackwardTuning:
+    queries: BackwardTiles  # for dq
+    keys: BackwardTiles  # for dk, and for dv too if it has no tiles of its own
+    values: BackwardTiles | None = None
+
+
+ATTENTION_BACKWARD = {  # by the largest head size that a row of the table is for
+    64: {
+        80: AttentionBackwardTuning(BackwardTiles(128, 64, 64, 8, 2), BackwardTiles(64, 64, 64, 8, 2)),
+        90: AttentionBackwardTuning(BackwardTiles(128, 64, 64, 8, 2), BackwardTiles(64, 128, 64, 8, 2)),
+        100: AttentionBackwardTuning(BackwardTiles(128, 64, 64, 8, 2), BackwardTiles(64, 128, 64, 8, 2)),
+    },
+    128: {
+        80: AttentionBackwardTuning(BackwardTiles(128, 32, 64, 8, 2), BackwardTiles(32, 64, 128, 8, 2)),
+        90: AttentionBackwardTuning(BackwardTiles(128, 64, 64, 8, 2), BackwardTiles(32, 128, 128, 8, 2)),
+        100: AttentionBackwardTuning(BackwardTiles(128, 64, 64, 8, 2), BackwardTiles(32, 128, 128, 8, 2)),
+    },
+    256: {
+        80: AttentionBackwardTuning(
+            BackwardTiles(64, 32, 128, 8, 2), BackwardTiles(32, 64, 128, 8, 2), BackwardTiles(64, 64, 128, 8, 2)
+        ),
+        90: AttentionBackwardTuning(
+            BackwardTiles(128, 32, 128, 8, 2), BackwardTiles(32, 128, 128, 8, 2), BackwardTiles(32, 128, 128, 8, 2)
+        ),
+        100: AttentionBackwardTuning(
+            BackwardTiles(128, 32, 128, 8, 2), BackwardTiles(32, 128, 128, 8, 2), BackwardTiles(32, 128, 128, 8, 2)
+        ),
+    },
+}
+ATTENTION_BACKWARD_FLOAT32 = {
+    80: AttentionBackwardTuning(BackwardTiles(32, 32, 32, 4, 2), BackwardTiles(32, 32, 32, 4, 2))
+}
+
+
+def attention_backward_tuning(arch: int, head_size: int, dtype: torch.dtype) -> AttentionBackwardTuning:
+    if dtype == torch.float32 and not INTERPRETED:
+        return tuned(ATTENTION_BACKWARD_FLOAT32, arch)
+    widest = min((size for size in ATTENTION_BACKWARD if size >= head_size), default=max(ATTENTION_BACKWARD))
+    return tuned(ATTENTION_BACKWARD[widest], arch)

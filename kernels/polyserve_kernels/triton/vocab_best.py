@@ -1,0 +1,138 @@
+"""The best K ids of each row, exactly, from the best two of every group of a few ids.
+
+Key     one int64 for a value and its id: the better, the larger, and no two ids have the same. Its upper half orders
+        values as floats do (nan before inf), its lower half puts the smaller id first among equals
+Closed  a group whose second best is not among the best K of all groups' two best has no third that is. So the best K
+        are among those K keys and the ids of open groups, at most K / 2, whose logits are computed again
+Groups  2 to 32 ids, about 2 sqrt(V / K): with 2 all keys are kept, which K = V needs
+Memory  of a row 2 V / group keys and K group / 2 keys: V / 16 and 16 K where V is 256 K or more, else below 2 sqrt(K V)
+Traffic besides those: K group / 2 rows of the weight for a row in the worst case, where nearly all of its best stand in
+        pairs; of ids in no order, K^2 / V of the groups are open, which is K^2 group / V ids (2 of 256,000 at K = 128)
+Shapes  S rows   N groups   kept [S, 2, N]: the best key of each group, then the second
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from polyserve_kernels.triton.head import Head, raw_of_row, row_options
+from polyserve_kernels.triton.launch import launch
+from polyserve_kernels.triton.logit_edits import Edits, edit_row
+from polyserve_kernels.triton.vocab_fold import SUM_IDS
+
+MAX_GROUP = 32
+
+_LOW = tl.constexpr(0xFFFFFFFF)
+_WORST = tl.constexpr(-(2**31))  # as the order of a value: below that of -inf
+_NO_KEY = tl.constexpr(-(2**63))
+
+
+@triton.jit
+def _order(x):
+    """int32 that order float32 values: equal ones alike, nan highest."""
+    bits = tl.where(x == 0, 0.0, x).to(tl.int32, bitcast=True)  # one zero
+    return tl.where(x == x, bits ^ ((bits >> 31) & 0x7FFFFFFF), 0x7FFFFFFF)
+
+
+@triton.jit
+def _key(order, ids):
+    return (order.to(tl.int64) << 32) + (ids.to(tl.int64) ^ _LOW)
+
+
+@triton.jit
+def store_best(
+    kept_ptr, x, rows, first, S, V, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):  # fmt: skip
+    """Write the best two keys of each group in a tile of values [BLOCK_M, BLOCK_N], of ids from `first`, on a group."""
+    n = tl.arange(0, BLOCK_N)
+    order = tl.where((first + n < V)[None, :], _order(x), _WORST)
+    order = tl.reshape(order, (BLOCK_M, BLOCK_N // GROUP, GROUP))
+    best, place = tl.max(order, 2, return_indices=True)
+    order = tl.where(tl.arange(0, GROUP)[None, None, :] == place[:, :, None], _WORST, order)
+    second, second_place = tl.max(order, 2, return_indices=True)
+    group = first // GROUP + tl.arange(0, BLOCK_N // GROUP)
+    N = tl.cdiv(V, GROUP)
+    ptrs = kept_ptr + rows.to(tl.int64)[:, None] * (2 * N) + group[None, :]
+    inside = (rows < S)[:, None] & (group < N)[None, :]
+    tl.store(ptrs, _key(best, group[None, :] * GROUP + place), mask=inside)
+    tl.store(ptrs + N, _key(second, group[None, :] * GROUP + second_place), mask=inside)
+
+
+@triton.jit
+def _open_kernel(
+    head, edits, seconds_ptr, kept_ptr, keys_ptr, num_seconds, N,
+    GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+):  # fmt: skip
+    """The keys of open groups but for their two best, BLOCK_N ids of a row at a time."""
+    row = tl.program_id(0)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    seconds_ptr += row.to(tl.int64) * num_seconds
+    keys_ptr += row.to(tl.int64) * num_seconds * GROUP
+    group = tl.load(seconds_ptr + n // GROUP, mask=n // GROUP < num_seconds, other=-1) - N
+    keys = tl.full((BLOCK_N,), _NO_KEY, dtype=tl.int64)
+    if tl.max(group, 0) >= 0:
+        ids = tl.where(group >= 0, group * GROUP + n % GROUP, head.vocab_size)
+        x = raw_of_row(head, row, ids, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K)
+        if edits is not None:
+            x = edit_row(edits, x, row, ids, head.vocab_size)
+        second = tl.load(kept_ptr + row.to(tl.int64) * (2 * N) + N + group, mask=group >= 0, other=_NO_KEY)
+        key = _key(_order(x), ids)
+        keys = tl.where((ids < head.vocab_size) & (key < second), key, keys)
+    tl.store(keys_ptr + n, keys, mask=n // GROUP < num_seconds)
+
+
+@triton.jit
+def _unpack_kernel(keys_ptr, ids_ptr, values_ptr, size, BLOCK: tl.constexpr):
+    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    key = tl.load(keys_ptr + n, mask=n < size, other=0)
+    order = (key >> 32).to(tl.int32)
+    bits = order ^ ((order >> 31) & 0x7FFFFFFF)
+    tl.store(ids_ptr + n, (key & _LOW) ^ _LOW, mask=n < size)
+    tl.store(values_ptr + n, bits.to(tl.float32, bitcast=True), mask=n < size)
+
+
+def group_size(k: int, vocab_size: int) -> int:
+    """Ids of a group, from which best k are to be found."""
+    group = MAX_GROUP
+    while group > 2 and group * group * k > 4 * vocab_size:
+        group //= 2
+    return group
+
+
+def empty_kept(head: Head, group: int) -> Tensor:
+    """For `store_best` to fill."""
+    shape = (head.num_rows, 2, triton.cdiv(head.vocab_size, group))
+    return torch.empty(shape, dtype=torch.int64, device=head.hidden.device)
+
+
+def best_keys(head: Head, edits: Edits | None, kept: Tensor | None, k: int) -> Tensor:
+    """The k best keys of each row [S, k], the best first.  kept: None only if k is 0."""
+    if kept is None:
+        return torch.empty(head.num_rows, 0, dtype=torch.int64, device=head.hidden.device)
+    group = group_size(k, head.vocab_size)
+    best, places = kept.flatten(1).topk(k, dim=1)  # places of second bests come after all others
+    num_open = k // 2
+    if group == 2 or num_open == 0:
+        return best
+    seconds = places.topk(num_open, dim=1).values
+    more = torch.empty(head.num_rows, num_open * group, dtype=torch.int64, device=kept.device)
+    launch(
+        _open_kernel,
+        (head.num_rows, triton.cdiv(more.shape[1], SUM_IDS)),
+        head, edits, seconds, kept, more, num_open, kept.shape[2],
+        GROUP=group,
+        **row_options(head),
+    )  # fmt: skip
+    return torch.cat((best, more), dim=1).topk(k, dim=1).values
+
+
+def unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids, int64, and values, float32, of keys."""
+    keys = keys.contiguous()
+    ids, values = torch.empty_like(keys), torch.empty_like(keys, dtype=torch.float32)
+    launch(
+        _unpack_kernel, (triton.cdiv(keys.numel(), 1024),), keys, ids, values, keys.numel(),
+        BLOCK=1024, num_warps=4, num_stages=1,
+    )  # fmt: skip
+    return ids, values

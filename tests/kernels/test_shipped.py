@@ -1,0 +1,40 @@
+"""The list of shipped calls, which the report on machine code and its rules are about."""
+
+import inspect
+
+from polyserve_kernels import ops
+from polyserve_kernels.triton.shipped import shipped
+
+OPERATIONS = {
+    name
+    for name, function in inspect.getmembers(ops, inspect.isfunction)
+    if function.__module__ == ops.__name__ and name != "num_vocab_tiles"  # which computes nothing
+}
+DIFFERENTIABLE = {
+    "attention_varlen", "bias_gelu", "gated_gelu", "gated_silu", "layer_norm", "linear_cross_entropy", "rms_norm",
+    "rotary",
+}  # fmt: skip
+
+
+def test_no_operation_is_forgotten():
+    assert {call.operation.__name__ for call in shipped()} == OPERATIONS
+
+
+def test_no_gradient_is_forgotten():
+    assert {call.operation.__name__ for call in shipped() if call.gradients_of} == DIFFERENTIABLE
+
+
+def test_each_configuration_is_named_once():
+    names = [(call.name, call.configuration) for call in shipped()]
+    assert len(names) == len(set(names))
+
+
+def test_tensors_are_without_contents():
+    for call in shipped():
+        assert call.args[0].k.is_meta if call.operation is ops.copy_blocks else call.args[0].is_meta
+
+
+def test_every_head_size_is_multiplied_in_prefill_and_in_decode_alike():
+    for size in (64, 80, 96, 128, 256):
+        group = [call for call in shipped() if call.products == f"attention, D {size}, bfloat16"]
+        assert {call.operation for call in group} == {ops.attention_varlen, ops.paged_prefill, ops.paged_decode}
