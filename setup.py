@@ -20,13 +20,13 @@ CSRC = Path("kernels/csrc")
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 INSTRUCTION_SETS = {"avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
-# A product and a sum that the source keeps apart stay apart, so that a formula has the same bits wherever it is inlined.
-# GCC 12 takes its own undefined-vector intrinsics for uninitialised values.
+# A product and a sum that the source keeps apart stay apart: a formula has the same bits wherever it is inlined. GCC 12
+# takes its own undefined-vector intrinsics for uninitialised values.
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread", "-g0", "-Wno-uninitialized"]
 X86_64 = platform.machine().lower() in ("x86_64", "amd64")
 
 
-class build_kernels(build_ext):  # noqa: N801  (setuptools names commands so)
+class build_kernels(build_ext):
     def build_extension(self, ext: Extension) -> None:
         folder = Path(self.build_temp)
         units = [(source, folder, FLAGS) for source in ("threads.cpp", "library.cpp")]

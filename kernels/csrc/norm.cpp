@@ -17,16 +17,18 @@ constexpr long kNormGrain = 4;  // rows
 // The sum over a row of `term` of each vector: four running sums, added in one order.
 template <class Term>
 float sum_of(const float* row, long C, Term term) {
-  vf acc[4] = {zero(), zero(), zero(), zero()};
-  long c = 0;
-  for (int i = 0; c + W <= C; c += W, i = (i + 1) % 4) acc[i] = add(acc[i], term(load(row + c)));
-  if (c < C) {
-    alignas(64) float last[W] = {};
-    store(last, term(load(row + c, C - c)));
-    for (long i = C - c; i < W; ++i) last[i] = 0;
-    acc[0] = add(acc[0], load(last));
+  vf a = zero(), b = zero(), c = zero(), d = zero();
+  long i = 0;
+  for (; i + 4 * W <= C; i += 4 * W) {
+    a = add(a, term(load(row + i)));
+    b = add(b, term(load(row + i + W)));
+    c = add(c, term(load(row + i + 2 * W)));
+    d = add(d, term(load(row + i + 3 * W)));
   }
-  return sum(add(add(acc[0], acc[1]), add(acc[2], acc[3])));
+  for (; i + W <= C; i += W) a = add(a, term(load(row + i)));
+  float total = sum(add(add(a, b), add(c, d)));
+  for (; i < C; ++i) total += first_lane(term(set(row[i])));
+  return total;
 }
 
 template <class X, class Weight, class Y>

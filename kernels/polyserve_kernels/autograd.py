@@ -63,7 +63,9 @@ def recomputed(forward: Forward, meaning: Forward, *, results: int = 1) -> Forwa
         outputs = given if isinstance(given, tuple) else (given,)
         pairs = [(y, grad) for y, grad in zip(outputs, grads, strict=False) if grad is not None]
         sources = [x for x, wanted in zip(leaves, needed, strict=True) if wanted]
-        found = iter(torch.autograd.grad([y for y, _ in pairs], sources, [grad for _, grad in pairs], allow_unused=True))
+        found = iter(
+            torch.autograd.grad([y for y, _ in pairs], sources, [grad for _, grad in pairs], allow_unused=True)
+        )
         return [next(found) if wanted else None for wanted in needed]
 
     return differentiable(forward, backward, save=lambda args, _: args, results=results)

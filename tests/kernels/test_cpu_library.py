@@ -64,9 +64,7 @@ def test_attention_is_as_exact_as_torch_decoded_and_at_once(size, dtype):
     ops.rotary_write_kv(q[:150], k[:150], v[:150], None, None, cache, torch.arange(150))
     tables = torch.arange(10).int()[None]
     for position in (0, 69, 70, 127, 128, 149):
-        one = ops.paged_decode(
-            q[position : position + 1], cache, tables, torch.tensor([position + 1]).int(), **options
-        )
+        one = ops.paged_decode(q[position : position + 1], cache, tables, torch.tensor([position + 1]).int(), **options)
         assert torch.equal(one, ours[position : position + 1])
 
 
@@ -78,9 +76,7 @@ def test_norms_activations_and_the_head_are_as_exact_as_torch(dtype):
         ops.rms_norm(x, weight, eps=1e-5), torch.nn.functional.rms_norm(x, (77,), weight, 1e-5), exact
     )
     gelu = torch.nn.functional.gelu
-    assert_as_good_as_torch(
-        ops.bias_gelu(x), gelu(x, approximate="tanh"), gelu(x.double(), approximate="tanh")
-    )
+    assert_as_good_as_torch(ops.bias_gelu(x), gelu(x, approximate="tanh"), gelu(x.double(), approximate="tanh"))
     vocabulary, targets = torch.randn(3000, 77).to(dtype), torch.arange(9) * 300
     scores, top_ids, _ = ops.token_logprobs(x, vocabulary, targets, num_top=5)
     eager, exact = ((x.to(kind) @ vocabulary.to(kind).t()).log_softmax(1) for kind in (torch.float32, torch.float64))

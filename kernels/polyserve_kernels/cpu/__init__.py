@@ -1,1 +1,1 @@
-"""The operations for CPUs, in C++ (kernels/csrc), in files of the same names as in `reference/`, where their meanings are."""
+"""The operations for CPUs, in C++ (kernels/csrc). Meanings are in `reference/`, in files of the same names."""

@@ -4,7 +4,9 @@ Gradients are those of the reference, which computes the operation once more for
 """
 
 from polyserve_kernels.autograd import recomputed
-from polyserve_kernels.cpu import activation, attention, matmul as product, norm, rotary as turning
+from polyserve_kernels.cpu import activation, attention, norm
+from polyserve_kernels.cpu import matmul as product
+from polyserve_kernels.cpu import rotary as turning
 from polyserve_kernels.cpu.attention import paged_decode, paged_prefill
 from polyserve_kernels.cpu.cross_entropy import token_logprobs
 from polyserve_kernels.cpu.kv_cache import copy_blocks, rotary_write_kv
