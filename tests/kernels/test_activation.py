@@ -8,8 +8,6 @@ from torch.nn import functional as F
 from polyserve_kernels import ops
 from support.tolerance import assert_as_good_as_torch
 
-pytestmark = pytest.mark.usefixtures("backend")
-
 
 def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")

@@ -12,8 +12,6 @@ from support.paged import empty_pages, write
 from support.plain_attention import plain_attention
 from support.tolerance import assert_as_good_as_torch
 
-pytestmark = pytest.mark.usefixtures("backend")
-
 LENS = [5, 0, 127, 128, 129, 300, 1]
 OPTIONS = {
     "plain": {},

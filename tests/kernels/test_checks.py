@@ -9,8 +9,6 @@ from torch import Tensor
 from polyserve_kernels import ops
 from polyserve_kernels.types import BlockCache, LogitEdits
 
-pytestmark = pytest.mark.usefixtures("backend")
-
 X = torch.zeros(4, 8)
 CACHE = torch.zeros(3, 16, 2, 8)
 KV = BlockCache(CACHE, CACHE)

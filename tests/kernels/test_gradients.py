@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,8 +9,6 @@ from torch.nn import functional as F
 from polyserve_kernels import ops
 from support.plain_attention import plain_attention
 from support.tolerance import assert_as_good_as_torch
-
-pytestmark = pytest.mark.usefixtures("backend")
 
 
 def gradients(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

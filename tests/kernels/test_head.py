@@ -10,8 +10,6 @@ from polyserve_kernels import ops
 from polyserve_kernels.types import HeadTopK, LogitEdits
 from support.tolerance import assert_as_good_as_torch
 
-pytestmark = pytest.mark.usefixtures("backend")
-
 VOCAB = 17_001  # three tiles of the reference, the last one not full
 
 

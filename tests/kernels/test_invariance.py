@@ -9,8 +9,6 @@ from torch import Tensor
 
 from polyserve_kernels import ops
 
-pytestmark = pytest.mark.usefixtures("backend")
-
 Operation = Callable[[Tensor], Tensor]
 
 

@@ -6,8 +6,6 @@ import torch
 from polyserve_kernels import ops
 from polyserve_kernels.types import BlockCache
 
-pytestmark = pytest.mark.usefixtures("backend")
-
 
 def empty(dtype: torch.dtype = torch.float32) -> BlockCache:
     return BlockCache(*torch.zeros(2, 6, 4, 2, 8, dtype=dtype))

@@ -10,8 +10,6 @@ from polyserve_kernels import ops
 from polyserve_kernels.types import LogitEdits
 from support.largest_tensor import LargestTensor
 
-pytestmark = pytest.mark.usefixtures("backend")
-
 ROWS, CHANNELS, VOCAB = 64, 16, 100_000
 TILE = 8192  # ids of a tile
 

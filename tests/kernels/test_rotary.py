@@ -7,8 +7,6 @@ from torch import Tensor
 from polyserve_kernels import ops
 from support.tolerance import assert_as_good_as_torch
 
-pytestmark = pytest.mark.usefixtures("backend")
-
 
 def plain_rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
     half = cos.shape[1]

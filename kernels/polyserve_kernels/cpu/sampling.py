@@ -53,7 +53,7 @@ def head_logits(
 def scores(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, num_top: int, soft_cap: float | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each row: log-sum-exp [S], its target's logit [S] (-inf for an id that there is not), its best ids and logits."""
+    """Of each row: log-sum-exp [S], its target's logit [S] (-inf if there is no such id), its best ids and logits."""
     num_rows = len(hidden)
     top_ids, top_raw = torch.empty(num_rows, num_top, dtype=torch.int64), torch.empty(num_rows, num_top)
     chosen, raw_lse = torch.full((num_rows,), -torch.inf), torch.empty(num_rows)
