@@ -50,7 +50,9 @@ class EngineConfig:
     )
     enable_prefix_caching: bool = option(True, "reuse the keys and values of prompts that begin alike")
     backend: str | None = option(
-        None, "kernels to use; default: the best one for the device", choices=("reference", "triton", "triton+flash")
+        None,
+        "kernels to use; default: the best one for the device",
+        choices=("cpu", "reference", "triton", "triton+flash"),
     )
     fast_matmul: bool = option(
         False, "multiply with cuBLAS on a GPU: faster, but a row's bits then depend on how many are computed with it"

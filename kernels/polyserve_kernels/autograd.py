@@ -49,3 +49,23 @@ def differentiable(forward: Forward, backward: Backward, *, save: Save, results:
         return forward(*args, **options)
 
     return operation
+
+
+def recomputed(forward: Forward, meaning: Forward, *, results: int = 1) -> Forward:
+    """`forward` with the gradients of `meaning`, the same operation in terms that torch can differentiate."""
+
+    def backward(
+        saved: tuple[Any, ...], grads: Sequence[Tensor | None], needed: Sequence[bool], **options: Any
+    ) -> list[Tensor | None]:
+        leaves = [x.detach().requires_grad_(wanted) if wanted else x for x, wanted in zip(saved, needed, strict=True)]
+        with torch.enable_grad():
+            given = meaning(*leaves, **options)
+        outputs = given if isinstance(given, tuple) else (given,)
+        pairs = [(y, grad) for y, grad in zip(outputs, grads, strict=False) if grad is not None]
+        sources = [x for x, wanted in zip(leaves, needed, strict=True) if wanted]
+        found = iter(
+            torch.autograd.grad([y for y, _ in pairs], sources, [grad for _, grad in pairs], allow_unused=True)
+        )
+        return [next(found) if wanted else None for wanted in needed]
+
+    return differentiable(forward, backward, save=lambda args, _: args, results=results)

@@ -35,6 +35,12 @@ def _load_triton() -> Backend:
     return backend
 
 
+def _load_cpu() -> Backend:
+    from polyserve_kernels.cpu import backend
+
+    return backend
+
+
 def _load_cublas() -> Any:
     from polyserve_kernels import cublas
 
@@ -47,7 +53,7 @@ def _load_flash() -> Any:
     return attention
 
 
-_LOADERS: dict[str, Callable[[], Backend]] = {"reference": _load_reference, "triton": _load_triton}
+_LOADERS: dict[str, Callable[[], Backend]] = {"cpu": _load_cpu, "reference": _load_reference, "triton": _load_triton}
 _OVERLAYS: dict[str, Callable[[], Any]] = {
     "cublas": _load_cublas,
     "flash": _load_flash,
@@ -111,11 +117,14 @@ def backend_name(device: torch.device) -> str:
 def numerics_id(device: torch.device | None = None) -> str:
     """What the bits of results depend on, in one word: backend, processor, torch and kernels. Default device: the CPU.
 
-    For example `reference-intel-avx512-amx_bf16-torch2.13.0-k1`, or `triton-sm_90-torch2.13.0-k1`.
+    For example `cpu-avx512bf16-torch2.13.0-k1`, `reference-intel-avx512-amx_bf16-torch2.13.0-k1`, or
+    `triton-sm_90-torch2.13.0-k1`.
     """
     device = device or torch.device("cpu")
     if device.type == "cuda":
         hardware = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    elif backend_name(device) == "cpu":
+        hardware = _cpu_instruction_set()
     else:
         hardware = processor.name()
     return f"{backend_name(device)}-{hardware}-torch{torch.__version__}-k{KERNEL_VERSION}"
@@ -165,6 +174,8 @@ def _overlaid(base: Backend, overlay: Any) -> Backend:
 
 def _lacks(name: str) -> str | None:
     """What is missing here for a backend to answer."""
+    if name == "cpu" and not _has_cpu_library():
+        return "needs the compiled library: install PolyServe where there is a C++ compiler, on x86-64 with AVX2"
     if name == "flash" and importlib.util.find_spec("flash_attn") is None:
         return "needs the flash-attn package (pip install 'polyserve-lm[flash]')"
     if name != "triton":
@@ -174,3 +185,15 @@ def _lacks(name: str) -> str | None:
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         return "needs a GPU, or TRITON_INTERPRET=1 to be interpreted on a CPU, slowly"
     return None
+
+
+def _cpu_instruction_set() -> str:
+    from polyserve_kernels.cpu import library
+
+    return library.instruction_set()
+
+
+def _has_cpu_library() -> bool:
+    from polyserve_kernels.cpu import library
+
+    return library.runs_here()

@@ -35,7 +35,7 @@ def _same_numbers_on_one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=["reference", "triton"])
+@pytest.fixture(params=["reference", "cpu", "triton"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each backend in turn. A file whose whole contract holds for all of them says
     `pytestmark = pytest.mark.usefixtures("backend")`."""

@@ -37,7 +37,7 @@ def _of_rows(hidden: Tensor, weight: Tensor, targets: Tensor, soft_cap: float | 
     return lse.value(), logits
 
 
-def _backward(
+def backward(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
@@ -72,4 +72,4 @@ def _logit_gradients(
     return grads if soft_cap is None else grads * (1 - (logits / soft_cap).square())
 
 
-linear_cross_entropy = linear_cross_entropy_of(_forward, _backward)
+linear_cross_entropy = linear_cross_entropy_of(_forward, backward)

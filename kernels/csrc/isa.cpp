@@ -1,0 +1,18 @@
+// Every kernel, for one instruction set: compiled once for each, with PS_ISA as its name and its compiler flags.
+
+#include "activation.cpp"
+#include "attention.cpp"
+#include "head.cpp"
+#include "matmul.cpp"
+#include "norm.cpp"
+#include "rotary.cpp"
+
+#define PS_STRING_OF(x) #x
+#define PS_STRING(x) PS_STRING_OF(x)
+
+namespace PS_ISA {
+
+extern const ps::Table table;
+const ps::Table table = {PS_STRING(PS_ISA), matmul, norm, activation, rotary, attention, head};
+
+}  // namespace PS_ISA

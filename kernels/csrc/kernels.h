@@ -1,0 +1,112 @@
+// The kernels' arguments, and the table that every instruction set fills in.
+//
+// Sizes and strides are in elements; the last dimension of a tensor is contiguous. What arguments mean and which are
+// allowed is in polyserve_kernels/ops.py, which has checked them all. polyserve_kernels/cpu/library.py has these structs
+// again: a change here is a change there.
+
+#pragma once
+
+#include <cstdint>
+
+namespace ps {
+
+enum DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3, kFloat8 = 4 };
+
+constexpr int64_t kVocabTile = 1024;  // ids of one tile of the head
+constexpr int64_t kKeyTile = 128;     // keys of one partial of attention, at absolute positions
+
+struct MatmulArgs {
+  const void* x;     // [T, K]
+  const void* w;     // [N, K]
+  const void* bias;  // [N] or null
+  void* y;           // [T, N], contiguous
+  int64_t T, N, K, x_stride, w_stride;
+  int32_t dtype, out_dtype, threads;
+};
+
+struct NormArgs {
+  const void* x;          // [T, C], contiguous
+  const float* residual;  // [T, C] or null
+  float* new_residual;    // [T, C], residual + x; null with residual
+  const void* weight;     // [C]
+  const void* bias;       // [C], or null: RMSNorm
+  void* y;                // [T, C], contiguous
+  int64_t T, C;
+  float eps;
+  int32_t dtype, weight_dtype, out_dtype, threads;
+};
+
+enum Activation : int32_t { kBiasGelu = 0, kGatedSilu = 1, kGatedGelu = 2 };
+
+struct ActivationArgs {
+  const void* x;     // [T, F], or [T, 2 F] with a gate
+  const void* bias;  // [F] or null
+  void* y;           // [T, F], contiguous
+  int64_t T, F, x_stride;
+  int32_t kind, dtype, threads;
+};
+
+struct RotaryArgs {
+  const void *q, *k, *v;     // [T, Hq, D], [T, Hkv, D], [T, Hkv, D]; v null: only rotate
+  const float *cos, *sin;    // [T, R / 2], contiguous, or null: no rotation
+  void *q_out, *k_out;       // contiguous; k_out null where k goes into the cache
+  void *k_cache, *v_cache;   // [slots, Hkv, D], contiguous
+  float *k_scales, *v_scales;  // [slots, Hkv] for int8 and float8, else null
+  const int64_t* slots;      // [T], -1: nothing is written
+  int64_t T, Hq, Hkv, D, R, num_slots;
+  int64_t q_token, q_head, k_token, k_head, v_token, v_head;  // strides
+  int32_t interleaved, dtype, cache_dtype, threads;
+};
+
+struct AttentionArgs {
+  const void* q;                  // [T, Hq, D]
+  const void *k, *v;              // [T or slots, Hkv, D]
+  const float *k_scales, *v_scales;
+  const int32_t* block_tables;    // [S, max_blocks], or null: keys lie where queries do
+  const int32_t* seq_lens;        // [S], or null likewise
+  const int32_t* cu_seqlens_q;    // [S + 1], or null: one query a sequence
+  const float* alibi_slopes;      // [Hq] or null
+  void* out;                      // [T, Hq, D], contiguous
+  float* lse;                     // [T, Hq], contiguous, or null
+  int64_t S, Hq, Hkv, D, max_blocks, block_size, window;  // window 0: none
+  int64_t q_token, q_head, k_token, k_head, v_token, v_head;  // strides
+  float scale, soft_cap;          // soft_cap 0: none
+  int32_t dtype, cache_dtype, threads;
+};
+
+struct HeadArgs {
+  const void* hidden;  // [S, C]
+  const void* weight;  // [V, C]
+  const float* temperature;  // [S] or null
+  // edits in ascending order of id; num_edits 0: none
+  const int64_t *edit_rows, *edit_ids;
+  const float *edit_repetition, *edit_bias;
+  const int32_t* allowed;    // [S, ceil(V / 32)] or null
+  const float* uniforms;     // [S, tiles, 2] or null
+  const int64_t* targets;    // [S] or null
+  // results; each may be null
+  int64_t* ids;              // [S, K]
+  float *values, *raw;       // [S, K]
+  float *lse, *raw_lse;      // [S]
+  int64_t* drawn_ids;        // [S]
+  float* drawn_raw;          // [S]
+  int64_t* top_ids;          // [S, num_top]
+  float* top_raw;            // [S, num_top]
+  float* target_raw;         // [S]
+  float *all_raw, *all_edited;  // [S, V]
+  int64_t S, C, V, K, num_top, num_edits, hidden_stride, weight_stride;
+  float soft_cap;            // 0: none
+  int32_t dtype, threads;
+};
+
+struct Table {
+  const char* name;
+  void (*matmul)(const MatmulArgs&);
+  void (*norm)(const NormArgs&);
+  void (*activation)(const ActivationArgs&);
+  void (*rotary)(const RotaryArgs&);
+  void (*attention)(const AttentionArgs&);
+  void (*head)(const HeadArgs&);
+};
+
+}  // namespace ps

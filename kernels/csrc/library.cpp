@@ -1,0 +1,66 @@
+// What the library exports, and the choice of the instruction set: the best that this processor has.
+
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+
+#include "kernels.h"
+
+namespace avx2 {
+extern const ps::Table table;
+}
+namespace avx512 {
+extern const ps::Table table;
+}
+namespace avx512bf16 {
+extern const ps::Table table;
+}
+
+namespace {
+
+const ps::Table* best() {
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl")) {
+    return __builtin_cpu_supports("avx512bf16") ? &avx512bf16::table : &avx512::table;
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return &avx2::table;
+  return nullptr;
+}
+
+const ps::Table* chosen = nullptr;
+
+}  // namespace
+
+#define PS_EXPORT __attribute__((visibility("default")))
+
+extern "C" {
+
+// Choose the instruction set: the best one, or the one that is named. Returns its name, or null if there is none here.
+PS_EXPORT const char* ps_choose(const char* name) {
+  const ps::Table* const fastest = best();
+  chosen = fastest;
+  if (name != nullptr && fastest != nullptr) {
+    chosen = nullptr;
+    for (const ps::Table* table : {&avx2::table, &avx512::table, &avx512bf16::table}) {
+      if (std::strcmp(table->name, name) == 0) chosen = table;
+      if (table == fastest) break;  // what comes after it this processor cannot run
+    }
+  }
+  return chosen == nullptr ? nullptr : chosen->name;
+}
+
+// How large each struct of arguments is here, in the order of kernels.h: whoever fills them can see that both sides agree.
+PS_EXPORT void ps_sizes(int64_t sizes[6]) {
+  const int64_t all[6] = {sizeof(ps::MatmulArgs), sizeof(ps::NormArgs),      sizeof(ps::ActivationArgs),
+                          sizeof(ps::RotaryArgs), sizeof(ps::AttentionArgs), sizeof(ps::HeadArgs)};
+  std::memcpy(sizes, all, sizeof all);
+}
+
+PS_EXPORT void ps_matmul(const ps::MatmulArgs* args) { chosen->matmul(*args); }
+PS_EXPORT void ps_norm(const ps::NormArgs* args) { chosen->norm(*args); }
+PS_EXPORT void ps_activation(const ps::ActivationArgs* args) { chosen->activation(*args); }
+PS_EXPORT void ps_rotary(const ps::RotaryArgs* args) { chosen->rotary(*args); }
+PS_EXPORT void ps_attention(const ps::AttentionArgs* args) { chosen->attention(*args); }
+PS_EXPORT void ps_head(const ps::HeadArgs* args) { chosen->head(*args); }
+
+}

@@ -1,0 +1,33 @@
+"""The operations of this backend by name; `polyserve_kernels.backend.Backend` is what is asked of it.
+
+Gradients are those of the reference, which computes the operation once more for them.
+"""
+
+from polyserve_kernels.autograd import recomputed
+from polyserve_kernels.cpu import activation, attention, norm
+from polyserve_kernels.cpu import matmul as product
+from polyserve_kernels.cpu import rotary as turning
+from polyserve_kernels.cpu.attention import paged_decode, paged_prefill
+from polyserve_kernels.cpu.cross_entropy import token_logprobs
+from polyserve_kernels.cpu.kv_cache import copy_blocks, rotary_write_kv
+from polyserve_kernels.cpu.linear_cross_entropy import linear_cross_entropy
+from polyserve_kernels.cpu.sampling import head_logits, head_topk, num_vocab_tiles
+from polyserve_kernels.reference import backend as reference
+from polyserve_kernels.reference.random import random_uniform
+
+__all__ = [
+    "add_layer_norm", "add_rms_norm", "attention_varlen", "bias_gelu", "copy_blocks", "gated_gelu", "gated_silu",
+    "head_logits", "head_topk", "layer_norm", "linear_cross_entropy", "matmul", "num_vocab_tiles", "paged_decode",
+    "paged_prefill", "random_uniform", "rms_norm", "rotary", "rotary_write_kv", "token_logprobs",
+]  # fmt: skip
+
+matmul = recomputed(product.matmul, reference.matmul)
+rms_norm = recomputed(norm.rms_norm, reference.rms_norm)
+layer_norm = recomputed(norm.layer_norm, reference.layer_norm)
+add_rms_norm = recomputed(norm.add_rms_norm, reference.add_rms_norm, results=2)
+add_layer_norm = recomputed(norm.add_layer_norm, reference.add_layer_norm, results=2)
+bias_gelu = recomputed(activation.bias_gelu, reference.bias_gelu)
+gated_silu = recomputed(activation.gated_silu, reference.gated_silu)
+gated_gelu = recomputed(activation.gated_gelu, reference.gated_gelu)
+rotary = recomputed(turning.rotary, reference.rotary, results=2)
+attention_varlen = recomputed(attention.attention_varlen, reference.attention_varlen)

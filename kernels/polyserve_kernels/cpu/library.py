@@ -1,0 +1,114 @@
+"""The compiled library: where it is, what its functions take, and which instruction set answers.
+
+The structs are those of kernels/csrc/kernels.h, field by field. Sizes and strides are in elements.
+"""
+
+import ctypes
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3, torch.float8_e4m3fn: 4}
+VOCAB_TILE = 1024  # ids of a tile of the head
+
+
+def find() -> Path | None:
+    """The library's file, None if it was not built: setup.py leaves it out where there is no C++ compiler."""
+    return next(Path(__file__).parent.glob("_native*.so"), None)
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL:
+    """The library, with the processor's best instruction set, or the one that POLYSERVE_CPU_ISA names."""
+    path = find()
+    if path is None:
+        raise OSError(f"no _native*.so in {Path(__file__).parent}")
+    loaded = ctypes.CDLL(str(path))
+    loaded.ps_choose.argtypes, loaded.ps_choose.restype = [ctypes.c_char_p], ctypes.c_char_p
+    wanted = os.environ.get("POLYSERVE_CPU_ISA", "")
+    if loaded.ps_choose(wanted.encode() or None) is None:
+        raise ValueError(f"POLYSERVE_CPU_ISA is {wanted!r}, which this processor or this library does not have")
+    return loaded
+
+
+@lru_cache(maxsize=1)
+def instruction_set() -> str:
+    """`avx2`, `avx512` or `avx512bf16`: what the bits of results depend on."""
+    library()
+    name: bytes = library().ps_choose(os.environ.get("POLYSERVE_CPU_ISA", "").encode() or None)
+    return name.decode()
+
+
+def runs_here() -> bool:
+    """Whether the library was built and this processor has an instruction set that it was built for."""
+    path = find()
+    if path is None:
+        return False
+    choose = ctypes.CDLL(str(path)).ps_choose
+    choose.restype = ctypes.c_char_p
+    return choose(None) is not None
+
+
+def _struct(name: str, **kinds: str) -> type[ctypes.Structure]:
+    """A C struct.  kinds: for each C type the names of the fields of that type, in order."""
+    types = {"pointers": ctypes.c_void_p, "sizes": ctypes.c_int64, "floats": ctypes.c_float, "numbers": ctypes.c_int32}
+    fields = [(field, types[kind]) for kind, fields in kinds.items() for field in fields.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+Matmul = _struct("Matmul", pointers="x w bias y", sizes="T N K x_stride w_stride", numbers="dtype out_dtype threads")
+Norm = _struct(
+    "Norm",
+    pointers="x residual new_residual weight bias y",
+    sizes="T C",
+    floats="eps",
+    numbers="dtype weight_dtype out_dtype threads",
+)
+Activation = _struct("Activation", pointers="x bias y", sizes="T F x_stride", numbers="kind dtype threads")
+Rotary = _struct(
+    "Rotary",
+    pointers="q k v cos sin q_out k_out k_cache v_cache k_scales v_scales slots",
+    sizes="T Hq Hkv D R num_slots q_token q_head k_token k_head v_token v_head",
+    numbers="interleaved dtype cache_dtype threads",
+)
+Attention = _struct(
+    "Attention",
+    pointers="q k v k_scales v_scales block_tables seq_lens cu_seqlens_q alibi_slopes out lse",
+    sizes="S Hq Hkv D max_blocks block_size window q_token q_head k_token k_head v_token v_head",
+    floats="scale soft_cap",
+    numbers="dtype cache_dtype threads",
+)
+Head = _struct(
+    "Head",
+    pointers=(
+        "hidden weight temperature edit_rows edit_ids edit_repetition edit_bias allowed uniforms targets "
+        "ids values raw lse raw_lse drawn_ids drawn_raw top_ids top_raw target_raw all_raw all_edited"
+    ),
+    sizes="S C V K num_top num_edits hidden_stride weight_stride",
+    floats="soft_cap",
+    numbers="dtype threads",
+)
+
+
+def call(function: str, struct: type[ctypes.Structure], **fields: Any) -> None:
+    """Call a function with a struct of these fields. A tensor becomes its address, a dtype its number; threads are set.
+
+    Fields that are left out, or None, are null or 0. The caller holds the tensors meanwhile.
+    """
+    values = {name: _value(value) for name, value in fields.items() if value is not None}
+    getattr(library(), function)(ctypes.byref(struct(**values, threads=torch.get_num_threads())))
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.data_ptr()
+    return DTYPES[value] if isinstance(value, torch.dtype) else value
+
+
+def rows(x: Tensor) -> Tensor:
+    """x, copied if its last dimension is not contiguous."""
+    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()

@@ -1,0 +1,15 @@
+"""The loss under the whole vocabulary: forward as `token_logprobs`, gradients as in `reference/`."""
+
+from torch import Tensor
+
+from polyserve_kernels.cpu.sampling import scores
+from polyserve_kernels.cross_entropy import linear_cross_entropy_of
+from polyserve_kernels.reference.linear_cross_entropy import backward
+
+
+def _forward(hidden: Tensor, weight: Tensor, targets: Tensor, soft_cap: float | None) -> tuple[Tensor, Tensor]:
+    lse, logits, _, _ = scores(hidden, weight, targets, num_top=0, soft_cap=soft_cap)
+    return lse, logits
+
+
+linear_cross_entropy = linear_cross_entropy_of(_forward, backward)
