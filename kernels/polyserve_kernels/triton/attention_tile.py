@@ -1,6 +1,6 @@
 """What every attention kernel does alike: the scores of a tile of keys, its partial state, and the fold of two states.
 
-State    of a row over some keys: m = max(score), l = sum(2^(score - m)), o = sum(2^(score - m) value)
+State    of a row over some keys: m = max(score), total = sum(2^(score - m)), o = sum(2^(score - m) value)
 Units    score_tile gives scores in the unit of `scale`, `cap` and `slopes`; a softmax in powers of two wants all three
          times log2(e)
 Bits     a row that sees no key of a tile has the partial (LOWEST, 0, 0) there, which changes no state it is folded into
@@ -33,15 +33,21 @@ def capped_scores(product, scale, cap):
 
 
 @triton.jit
-def score_tile(product, q_pos, k_pos, slopes, scale, cap, window):
-    """Scores of queries at q_pos against keys at k_pos; -inf where a key is not seen.
+def placed_scores(product, q_pos, k_pos, slopes, scale, cap):
+    """Scores of queries at q_pos against keys at k_pos, whether they see them or not.
 
-    product: q k^T, float32.  q_pos, k_pos: int32, of shapes that broadcast to product's; a query at -1 sees nothing.
-    slopes: of ALiBi, float32, in q_pos's shape, or None.  scale, cap: see `capped_scores`.  window: in tokens, or None.
+    product: q k^T, float32.  q_pos, k_pos: int32, of shapes that broadcast to product's.  scale, cap: `capped_scores`.
+    slopes: of ALiBi, float32, in q_pos's shape, or None.
     """
     scores = capped_scores(product, scale, cap)
     if slopes is not None:
         scores += slopes * (k_pos.to(tl.float32) - q_pos.to(tl.float32))  # exact below 2^24 tokens
+    return scores
+
+
+@triton.jit
+def seen_scores(scores, q_pos, k_pos, window):
+    """The scores, and -inf where a key is not seen. A query at -1 sees nothing.  window: in tokens, or None."""
     seen = k_pos <= q_pos
     if window is not None:
         seen = seen & (k_pos > q_pos - window)
@@ -49,14 +55,17 @@ def score_tile(product, q_pos, k_pos, slopes, scale, cap, window):
 
 
 @triton.jit
+def score_tile(product, q_pos, k_pos, slopes, scale, cap, window):
+    """The scores of a tile, placed and hidden."""
+    return seen_scores(placed_scores(product, q_pos, k_pos, slopes, scale, cap), q_pos, k_pos, window)
+
+
+@triton.jit
 def load_rows(ptr, offsets, there, dtype: tl.constexpr, D: tl.constexpr, FROM: tl.constexpr, SIZE: tl.constexpr):
     """Elements FROM to FROM + SIZE of heads that begin at `offsets`, [rows, SIZE] in dtype; 0 where nothing is."""
     d = FROM + tl.arange(0, SIZE)
-    if FROM + SIZE <= D:
-        mask = there[:, None]
-    else:
-        mask = there[:, None] & (d < D)[None, :]
-    x = tl.load(ptr + offsets[:, None] + d[None, :], mask=mask, other=0)
+    mask = there[:, None] if FROM + SIZE <= D else there[:, None] & (d < D)[None, :]
+    x = tl.load(ptr + offsets[:, None] + d[None, :], mask=mask, other=0.0)
     return x if x.dtype == dtype else rounded(x.to(tl.float32), dtype)
 
 
@@ -75,12 +84,13 @@ def find_keys(k_pos, start, num_keys, table_ptr, num_blocks, BLOCK_SIZE: tl.cons
 
 @triton.jit
 def tile_weights(
-    q, q_pos, slopes, k_ptr, k_scales_ptr, v_scales_ptr, rows, there, k_pos, k_stride, scale_stride, scale, cap, window,
-    D: tl.constexpr, PARTS: tl.constexpr,
+    q, q_pos, slopes, k_ptr, k_scales_ptr, v_scales_ptr, rows, there, k_pos, all_seen,
+    k_stride, scale_stride, scale, cap, window, D: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """m [M] and l [M] of the rows over one tile's keys, and what its values are weighted with, [M, N] in q's dtype.
+    """m and total [M] of the rows over one tile's keys, and what its values are weighted with, [M, N] in q's dtype.
 
-    q: the parts of the rows' heads.  q_pos: [M].  rows, there, k_pos: [N].  Pointers: of the tile's head.
+    q: the parts of the rows' heads.  q_pos: [M].  rows, there, k_pos: [N].  all_seen: no row has a hidden key, which
+    changes nothing but the time.  Pointers: of the key head.
     """
     product = tl.zeros((q_pos.shape[0], k_pos.shape[0]), tl.float32)
     for i in tl.static_range(len(PARTS)):
@@ -88,13 +98,15 @@ def tile_weights(
         product = dot(q[i], k.T, product)
     if k_scales_ptr is not None:
         product *= tl.load(k_scales_ptr + rows * scale_stride, mask=there, other=0.0)[None, :]
-    scores = score_tile(product, q_pos[:, None], k_pos[None, :], slopes, scale, cap, window)
+    scores = placed_scores(product, q_pos[:, None], k_pos[None, :], slopes, scale, cap)
+    if not all_seen:
+        scores = seen_scores(scores, q_pos[:, None], k_pos[None, :], window)
     m = tl.maximum(tl.max(scores, 1), LOWEST)
     p = tl.exp2(scores - m[:, None])
-    l = tl.sum(p, 1)
+    total = tl.sum(p, 1)
     if v_scales_ptr is not None:
         p *= tl.load(v_scales_ptr + rows * scale_stride, mask=there, other=0.0)[None, :]
-    return m, l, rounded(p, q[0].dtype)
+    return m, total, rounded(p, q[0].dtype)
 
 
 @triton.jit
@@ -106,25 +118,25 @@ def tile_output(p, v_ptr, rows, there, v_stride, D: tl.constexpr, FROM: tl.const
 
 @triton.jit
 def merge_maxima(m_a, m_b):
-    """m of a state over the keys of both, and what l and o of each are multiplied with."""
+    """m of a state over the keys of both, and what total and o of each are multiplied with."""
     m = tl.maximum(m_a, m_b)
     return m, tl.exp2(m_a - m), tl.exp2(m_b - m)
 
 
 @triton.jit
 def merge_sums(a, weight_a, b, weight_b):
-    """l or o of a state over the keys of both. If b saw no key (l = o = 0, m lowest), it is exactly a."""
+    """total or o of a state over the keys of both. If b saw no key (total = o = 0, m lowest), it is exactly a."""
     return tl.fma(a, weight_a, b * weight_b)
 
 
 @triton.jit
-def finished(o, l, dtype: tl.constexpr):
-    """A row's result: o / l, and 0 where it saw no key."""
-    return rounded(o / tl.where(l == 0, 1.0, l), dtype)
+def finished(o, total, dtype: tl.constexpr):
+    """A row's result: o / total, and 0 where it saw no key."""
+    return rounded(o / tl.where(total == 0, 1.0, total), dtype)
 
 
 def head_parts(size: int, largest: int) -> tuple[tuple[int, int], ...]:
-    """A head of `size` elements cut into (from, elements): powers of two, 16 to `largest`; only the last may go beyond."""
+    """A head of `size` elements as (from, elements): powers of two, 16 to `largest`; only the last may go beyond."""
     parts, at = [], 0
     while at < size:
         part = largest

@@ -213,43 +213,44 @@ ACTIVATIONS = {
 
 
 @dataclass(frozen=True, slots=True)
-class RowTile:
-    """A tile of query rows."""
+class AttentionRows:
+    """A tile of query rows, and how a head is cut for its products: what holds no spill, and changes no bit."""
 
     block_m: int
-    num_warps: int
+    num_warps: int  # they share the rows, so that no row's sum is in two of them
+    key_part: int  # elements of a head that are multiplied at once, at most
+    value_part: int  # elements of a tile's result that are in registers at once, at most
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionTuning:
-    """Attention, packed, prefilled and decoded: what its bits depend on is one for all three."""
+    """Attention, packed, prefilled and decoded: one number of keys for all three, and one matrix instruction."""
 
     block_n: int  # keys of a tile
-    key_part: int  # elements of a head that are multiplied at once, at most
-    value_part: int  # elements of a tile's result that are in registers at once, at most
-    prefill: RowTile
-    decode: RowTile  # rows lie in the warps as in `prefill`, and no row in two of them
+    prefill: AttentionRows
+    decode: AttentionRows
     num_stages: int  # of the loop over key tiles; one more where keys are found through a block table
     decode_programs: int  # wanted, to fill the GPU: a batch that gives fewer shares its key tiles among several
 
 
-_FLOAT32_ROWS = RowTile(32, num_warps=4)
 ATTENTION = {
-    80: AttentionTuning(64, 128, 32, RowTile(128, 8), RowTile(64, 4), num_stages=3, decode_programs=864),
-    90: AttentionTuning(64, 64, 64, RowTile(128, 8), RowTile(64, 4), num_stages=3, decode_programs=1056),
-    100: AttentionTuning(64, 64, 64, RowTile(128, 8), RowTile(128, 8), num_stages=3, decode_programs=1184),
+    80: AttentionTuning(64, AttentionRows(128, 8, 32, 16), AttentionRows(64, 4, 32, 16), 3, decode_programs=864),
+    90: AttentionTuning(64, AttentionRows(128, 8, 64, 64), AttentionRows(64, 4, 64, 32), 3, decode_programs=1056),
+    100: AttentionTuning(64, AttentionRows(128, 8, 64, 64), AttentionRows(128, 8, 64, 64), 3, decode_programs=1184),
 }
-ATTENTION_WIDE = {
-    80: AttentionTuning(64, 128, 32, RowTile(128, 8), RowTile(64, 4), num_stages=2, decode_programs=864),
-    90: AttentionTuning(64, 64, 64, RowTile(128, 8), RowTile(64, 4), num_stages=2, decode_programs=1056),
-    100: AttentionTuning(64, 64, 64, RowTile(128, 8), RowTile(128, 8), num_stages=2, decode_programs=1184),
+ATTENTION_WIDE = {  # heads of more than 128 elements
+    80: AttentionTuning(64, AttentionRows(128, 8, 128, 32), AttentionRows(64, 4, 128, 32), 2, decode_programs=864),
+    90: AttentionTuning(64, AttentionRows(128, 8, 64, 64), AttentionRows(64, 4, 64, 32), 2, decode_programs=1056),
+    100: AttentionTuning(32, AttentionRows(128, 8, 64, 64), AttentionRows(128, 8, 64, 64), 2, decode_programs=1184),
 }
-ATTENTION_FLOAT32 = {80: AttentionTuning(32, 32, 32, _FLOAT32_ROWS, _FLOAT32_ROWS, num_stages=2, decode_programs=864)}
+_ATTENTION_FLOAT32 = AttentionTuning(
+    32, AttentionRows(32, 4, 32, 32), AttentionRows(32, 4, 32, 32), 2, decode_programs=864
+)
 
 
 def attention_tuning(arch: int, head_size: int, dtype: torch.dtype) -> AttentionTuning:
     if dtype == torch.float32 and not INTERPRETED:  # the interpreter is faster, and as exact, with large tiles
-        return tuned(ATTENTION_FLOAT32, arch)
+        return _ATTENTION_FLOAT32
     return tuned(ATTENTION_WIDE if head_size > 128 else ATTENTION, arch)
 
 
