@@ -8,12 +8,14 @@ from torch.nn import functional as F
 from polyserve_kernels import ops
 from support.tolerance import assert_as_good_as_torch
 
+pytestmark = pytest.mark.usefixtures("backend", "poisoned")
+
 
 def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-@pytest.mark.parametrize("width", [1, 31, 256])
+@pytest.mark.parametrize("width", [1, 31, 256, 2049])
 def test_bias_gelu_is_as_exact_as_torch(width, dtype):
     x, bias = (3 * torch.randn(9, width)).to(dtype), torch.randn(width).to(dtype)
     assert_as_good_as_torch(ops.bias_gelu(x, bias), gelu(x + bias), gelu(x.double() + bias.double()))
@@ -25,7 +27,7 @@ def test_the_bias_may_be_left_out(dtype):
 
 
 @pytest.mark.parametrize(("op", "plain"), [(ops.gated_silu, F.silu), (ops.gated_gelu, gelu)], ids=["silu", "gelu"])
-@pytest.mark.parametrize("width", [1, 31, 256])
+@pytest.mark.parametrize("width", [1, 31, 256, 2049])
 def test_gated_activations_are_as_exact_as_torch(op, plain, width, dtype):
     x = (3 * torch.randn(9, 2 * width)).to(dtype)
     gate, up = x[:, :width], x[:, width:]

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from polyserve_kernels import ops
 from support.tolerance import assert_as_good_as_torch
 
+pytestmark = pytest.mark.usefixtures("backend", "poisoned")
+
 EPS = 1e-5
 
 
@@ -71,6 +73,33 @@ def test_strided_rows_give_the_bits_of_contiguous_ones(dtype):
     assert torch.equal(
         ops.layer_norm(x, weight, weight, eps=EPS), ops.layer_norm(x.contiguous(), weight, weight, eps=EPS)
     )
+
+
+@pytest.mark.parametrize("channels", [16384, 16385, 40000])
+def test_rows_too_long_for_registers_are_normed_in_pieces(channels):
+    x, residual = (3 * torch.randn(2, channels)).bfloat16(), torch.randn(2, channels) + 5
+    weight, bias = torch.randn(channels), torch.randn(channels)
+    y, total = ops.layer_norm(x, weight, bias, eps=EPS, residual=residual)
+    assert torch.equal(total, residual + x)
+    exact = F.layer_norm(total.double(), weight.shape, weight.double(), bias.double(), EPS)
+    eager = F.layer_norm(total, weight.shape, weight, bias, EPS).bfloat16()
+    assert_as_good_as_torch(y, eager, exact)
+    exact = plain_rms(x.double(), weight.double())
+    assert_as_good_as_torch(ops.rms_norm(x, weight, eps=EPS), plain_rms(x, weight.bfloat16()), exact)
+
+
+def test_weights_may_have_a_dtype_of_their_own():
+    x, weight = torch.randn(5, 70).bfloat16(), torch.randn(70)
+    y = ops.rms_norm(x, weight, eps=EPS, out_dtype=torch.float32)
+    assert y.dtype == torch.float32
+    assert_as_good_as_torch(y, plain_rms(x.float(), weight), plain_rms(x.double(), weight.double()))
+
+
+def test_heads_inside_a_wider_tensor_are_normed_where_they_lie():
+    qkv, weight = torch.randn(6, 5, 7, 16), torch.randn(16)
+    for heads in (qkv[:, 1:3, 2:5], qkv[:, 0, 2:5], qkv[:, 1, 2], qkv[2, 1, 3]):
+        expected = ops.rms_norm(heads.contiguous(), weight, eps=EPS)
+        assert torch.equal(ops.rms_norm(heads, weight, eps=EPS), expected)
 
 
 def test_no_rows_are_no_rows():

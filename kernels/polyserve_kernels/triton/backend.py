@@ -2,9 +2,11 @@
 # ruff: noqa: F403, F405  (the reference stands in until each operation has its kernel)
 
 from polyserve_kernels.reference.backend import *
+from polyserve_kernels.triton.activation import bias_gelu, gated_gelu, gated_silu
 from polyserve_kernels.triton.cross_entropy import token_logprobs
 from polyserve_kernels.triton.linear_cross_entropy import linear_cross_entropy
 from polyserve_kernels.triton.matmul import matmul
+from polyserve_kernels.triton.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from polyserve_kernels.triton.random import random_uniform
 from polyserve_kernels.triton.sampling import head_logits, head_topk, num_vocab_tiles
 

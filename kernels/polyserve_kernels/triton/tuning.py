@@ -21,19 +21,22 @@ def tuned(table: Mapping[int, Row], arch: int) -> Row:
 
 @dataclass(frozen=True, slots=True)
 class RowTuning:
-    """Operations on whole rows: norms."""
+    """Operations on whole rows: norms. Warps are by the columns of a row, 4 where they are not named."""
 
     tile_elements: int  # of a program that takes several short rows at once
-    thread_elements: int  # of a row in one thread's registers
     max_channels: int  # of a row that is held in registers
-    max_backward_channels: int  # the same, for gradients
-    groups: int  # programs that share the rows when gradients of weights are summed: about two a multiprocessor
+    warps: Mapping[int, int]
+    backward_tile_elements: int
+    backward_max_bytes: int  # of a row of slopes, where rows are held in registers
+    backward_warps: Mapping[int, int]
+    backward_elements: int  # of all programs that share the rows when gradients of weights are summed
 
 
+_ROW_WARPS = {4096: 8, 8192: 16, 16384: 16}
+_ROW_BACKWARD_WARPS = {1024: 8, 4096: 8, 8192: 16}
 ROWS = {
-    80: RowTuning(2048, 16, 16384, 8192, groups=216),
-    90: RowTuning(2048, 16, 16384, 8192, groups=264),
-    100: RowTuning(2048, 16, 16384, 8192, groups=296),
+    arch: RowTuning(2048, 16384, _ROW_WARPS, 512, 16384, _ROW_BACKWARD_WARPS, 4096 * multiprocessors)
+    for arch, multiprocessors in ((80, 108), (90, 132), (100, 148))
 }
 
 
