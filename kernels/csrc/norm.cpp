@@ -1,6 +1,7 @@
 // RMSNorm and LayerNorm of rows, with the sum into the float32 residual stream in the same pass.
 //
 //   rms    y = x / sqrt(mean(x^2) + eps) * w                 layer   y = (x - mean(x)) / sqrt(var(x) + eps) * w + b
+// Sums     in float64, and so is what becomes of an element until it is rounded once: that costs nothing beside memory
 // Traffic  x and the residual once, y and the new residual once; the row itself stays in the first-level cache
 
 #include <vector>
@@ -14,20 +15,23 @@ namespace {
 
 constexpr long kNormGrain = 4;  // rows
 
-// The sum over a row of `term` of each vector: four running sums, added in one order.
+// The sum over a row of `term` of half a vector: two running sums, and the row's last elements one by one.
 template <class Term>
-float sum_of(const float* row, long C, Term term) {
-  vf a = zero(), b = zero(), c = zero(), d = zero();
+double sum_of(const float* row, long C, Term term) {
+  vd low = set(0.0), high = set(0.0);
   long i = 0;
-  for (; i + 4 * W <= C; i += 4 * W) {
-    a = add(a, term(load(row + i)));
-    b = add(b, term(load(row + i + W)));
-    c = add(c, term(load(row + i + 2 * W)));
-    d = add(d, term(load(row + i + 3 * W)));
+  for (; i + W <= C; i += W) {
+    const vf x = load(row + i);
+    low = add(low, term(low_half(x)));
+    high = add(high, term(high_half(x)));
   }
-  for (; i + W <= C; i += W) a = add(a, term(load(row + i)));
-  float total = sum(add(add(a, b), add(c, d)));
-  for (; i < C; ++i) total += first_lane(term(set(row[i])));
+  double lanes[W / 2], total = 0;
+  store(lanes, add(low, high));
+  for (double lane : lanes) total += lane;
+  for (; i < C; ++i) {
+    store(lanes, term(low_half(set(row[i]))));
+    total += lanes[0];
+  }
   return total;
 }
 
@@ -44,18 +48,14 @@ void normed_row(const ps::NormArgs& a, long t, float* row) {
   } else {
     for_vectors(a.C, [&](long c, auto... n) { store(row + c, load(x + c, n...), n...); });
   }
-  const float size = static_cast<float>(a.C);
-  float mean = 0, squares;
-  if (bias == nullptr) {
-    squares = sum_of(row, a.C, [](vf v) { return mul(v, v); });
-  } else {
-    mean = sum_of(row, a.C, [](vf v) { return v; }) / size;
-    squares = sum_of(row, a.C, [m = set(mean)](vf v) { return mul(sub(v, m), sub(v, m)); });
-  }
-  const vf m = set(mean), factor = set(1.0f / std::sqrt(squares / size + a.eps));
+  const double size = static_cast<double>(a.C);
+  const vd mean = set(bias == nullptr ? 0.0 : sum_of(row, a.C, [](vd v) { return v; }) / size);
+  const double variance = sum_of(row, a.C, [=](vd v) { return mul(sub(v, mean), sub(v, mean)); }) / size;
+  const vd factor = set(1.0 / std::sqrt(variance + a.eps));
+  const auto normed = [=](vd v, vd w, vd b) { return fma(mul(sub(v, mean), factor), w, b); };
   for_vectors(a.C, [&](long c, auto... n) {
-    const vf v = mul(mul(sub(load(row + c, n...), m), factor), load(weight + c, n...));
-    store(y + c, bias == nullptr ? v : add(v, load(bias + c, n...)), n...);
+    const vf v = load(row + c, n...), w = load(weight + c, n...), b = bias == nullptr ? zero() : load(bias + c, n...);
+    store(y + c, narrowed(normed(low_half(v), low_half(w), low_half(b)), normed(high_half(v), high_half(w), high_half(b))), n...);
   });
 }
 

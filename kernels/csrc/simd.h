@@ -116,6 +116,20 @@ inline vf sums(const vf x[16]) {
   return _mm512_permutexvar_ps(order, d);
 }
 
+// Half of a vector's lanes as float64, for the few sums and products whose error would show.
+using vd = __m512d;
+inline vd low_half(vf x) { return _mm512_cvtps_pd(_mm512_castps512_ps256(x)); }
+inline vd high_half(vf x) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)); }
+inline vf narrowed(vd low, vd high) {
+  return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(low)), _mm512_cvtpd_ps(high), 1);
+}
+inline vd set(double x) { return _mm512_set1_pd(x); }
+inline vd add(vd a, vd b) { return _mm512_add_pd(a, b); }
+inline vd sub(vd a, vd b) { return _mm512_sub_pd(a, b); }
+inline vd mul(vd a, vd b) { return _mm512_mul_pd(a, b); }
+inline vd fma(vd a, vd b, vd c) { return _mm512_fmadd_pd(a, b, c); }
+inline void store(double* p, vd x) { _mm512_storeu_pd(p, x); }
+
 inline float largest(vf x) { return _mm512_reduce_max_ps(x); }
 inline float first_lane(vf x) { return _mm512_cvtss_f32(x); }
 
@@ -211,6 +225,17 @@ inline vf sums(const vf x[8]) {
   const vf d = add(_mm256_shuffle_ps(b[0], b[1], 0x88), _mm256_shuffle_ps(b[0], b[1], 0xdd));
   return _mm256_permutevar8x32_ps(d, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
+
+using vd = __m256d;
+inline vd low_half(vf x) { return _mm256_cvtps_pd(_mm256_castps256_ps128(x)); }
+inline vd high_half(vf x) { return _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)); }
+inline vf narrowed(vd low, vd high) { return _mm256_set_m128(_mm256_cvtpd_ps(high), _mm256_cvtpd_ps(low)); }
+inline vd set(double x) { return _mm256_set1_pd(x); }
+inline vd add(vd a, vd b) { return _mm256_add_pd(a, b); }
+inline vd sub(vd a, vd b) { return _mm256_sub_pd(a, b); }
+inline vd mul(vd a, vd b) { return _mm256_mul_pd(a, b); }
+inline vd fma(vd a, vd b, vd c) { return _mm256_fmadd_pd(a, b, c); }
+inline void store(double* p, vd x) { _mm256_storeu_pd(p, x); }
 
 inline float largest(vf x) {
   const __m128 a = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
