@@ -4,12 +4,11 @@
 //          o), and partials are folded in ascending order; one in which a row sees no key leaves its state exactly as it
 //          is. A row is one query of one head: its bits depend on its own query, keys and values alone.
 // Work     an item is a few queries of one sequence and the query heads of one key head: its rows share every key they
-//          read. Threads take items one after another.
+//          read.
 // Caches   read as they are where they have q's dtype; else a tile's keys and values are widened to float32 first
 // Source   https://arxiv.org/abs/2205.14135; folding partials: Flash-Decoding (Dao et al., 2023)
 // Shapes   R rows of an item   D head size
 
-#include <atomic>
 #include <vector>
 
 #include "dtypes.h"
@@ -248,13 +247,11 @@ void attend(const ps::AttentionArgs& a, const Item& item, Scratch& s) {
 
 void attention(const ps::AttentionArgs& a) {
   const std::vector<Item> items = items_of(a);
-  const long count = static_cast<long>(items.size());
-  std::atomic<long> next{0};
   with_dtype(a.dtype, [&](auto q) {
     with_cache_dtype(a.cache_dtype, [&](auto stored) {
-      ps::parallel(std::min<long>(count, a.threads), 1, a.threads, [&](long, long) {
+      ps::parallel(static_cast<long>(items.size()), 1, a.threads, [&](long begin, long end) {
         Scratch scratch(std::max(kItemRows, a.Hq / a.Hkv), a.D);
-        for (long i = next++; i < count; i = next++) attend<decltype(q), decltype(stored)>(a, items[i], scratch);
+        for (long i = begin; i < end; ++i) attend<decltype(q), decltype(stored)>(a, items[i], scratch);
       });
     });
   });

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -12,26 +13,28 @@ namespace ps {
 namespace {
 
 constexpr int kSpins = 10'000;  // a few tenths of a millisecond
-constexpr long kMaxParts = 1024;
+constexpr long kChunksPerThread = 4;
 
 class Pool {
  public:
-  void run(int parts, const std::function<void(int)>& part) {
+  // Call part() in this thread, and in others, up to `threads`, that come before it returns here.
+  void run(int threads, const std::function<void()>& part) {
     const std::lock_guard<std::mutex> one_loop_at_a_time(calls_);
-    while (static_cast<int>(workers_.size()) < parts - 1) {
+    while (static_cast<int>(workers_.size()) < threads - 1) {
       const int number = static_cast<int>(workers_.size()) + 1;
-      workers_.emplace_back([this, number, loop = loop_.load()] { work(number, loop); });
+      workers_.emplace_back([this, number] { work(number); });
       workers_.back().detach();  // they sleep until the process ends
     }
     part_ = &part;
-    left_.store(parts - 1, std::memory_order_relaxed);
+    threads_.store(threads, std::memory_order_relaxed);
     {
       const std::lock_guard<std::mutex> lock(sleep_);
-      loop_.store((loop_.load(std::memory_order_relaxed) / kMaxParts + 1) * kMaxParts + parts, std::memory_order_release);
+      state_.store((state_.load(std::memory_order_relaxed) / kLoop + 1) * kLoop, std::memory_order_release);
     }
     wake_.notify_all();
-    part(0);
-    for (int i = 0; left_.load(std::memory_order_acquire) > 0; ++i) {
+    part();
+    state_.fetch_or(kClosed, std::memory_order_acq_rel);
+    for (int i = 0; (state_.load(std::memory_order_acquire) & kActive) != 0; ++i) {
       if (i < kSpins) {
         _mm_pause();
       } else {
@@ -41,47 +44,60 @@ class Pool {
   }
 
  private:
-  void work(int number, long loop) {
+  // The state of the last loop: its number, whether it is closed to those who have not begun, how many others compute.
+  static constexpr uint64_t kLoop = uint64_t{1} << 32, kClosed = uint64_t{1} << 31, kActive = kClosed - 1;
+
+  void work(int number) {
+    uint64_t done = 0;  // the last loop that this thread knows
     for (;;) {
-      loop = next_loop(loop);
-      if (number >= loop % kMaxParts) continue;  // it has no part in this one, which does not wait for it either
-      (*part_)(number);
-      left_.fetch_sub(1, std::memory_order_release);
+      uint64_t state = next_loop(done);
+      done = state / kLoop;
+      // A changed state means another loop, or none: threads_ was that of this loop only if the exchange succeeds.
+      while ((state & kClosed) == 0 && state / kLoop == done && number < threads_.load(std::memory_order_relaxed)) {
+        if (state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel)) {
+          (*part_)();
+          state_.fetch_sub(1, std::memory_order_release);
+          break;
+        }
+      }
     }
   }
 
-  long next_loop(long seen) {
+  uint64_t next_loop(uint64_t done) {
     for (int i = 0; i < kSpins; ++i) {
-      const long now = loop_.load(std::memory_order_acquire);
-      if (now != seen) return now;
+      const uint64_t state = state_.load(std::memory_order_acquire);
+      if (state / kLoop != done) return state;
       _mm_pause();
     }
     std::unique_lock<std::mutex> lock(sleep_);
-    wake_.wait(lock, [&] { return loop_.load(std::memory_order_acquire) != seen; });
-    return loop_.load(std::memory_order_acquire);
+    wake_.wait(lock, [&] { return state_.load(std::memory_order_acquire) / kLoop != done; });
+    return state_.load(std::memory_order_acquire);
   }
 
   std::mutex calls_, sleep_;
   std::condition_variable wake_;
   std::vector<std::thread> workers_;
-  std::atomic<long> loop_{0};  // how many loops there were, times kMaxParts, plus the parts of the last
-  std::atomic<int> left_{0};   // parts of the last loop that others still compute
-  const std::function<void(int)>* part_ = nullptr;
+  std::atomic<uint64_t> state_{kClosed};
+  std::atomic<int> threads_{0};
+  const std::function<void()>* part_ = nullptr;
 };
 
 }  // namespace
 
 void parallel(long n, long grain, int threads, const std::function<void(long, long)>& body) {
   const long pieces = (n + grain - 1) / grain;
-  const int parts = static_cast<int>(std::min<long>({threads, pieces, kMaxParts - 1}));
-  if (parts <= 1) {
+  threads = static_cast<int>(std::min<long>(threads, pieces));
+  if (threads <= 1) {
     if (n > 0) body(0, n);
     return;
   }
+  const long chunks = std::min(pieces, threads * kChunksPerThread);
+  std::atomic<long> next{0};
   static Pool& pool = *new Pool;  // never destroyed: its threads outlive main
-  pool.run(parts, [&](int part) {
-    const long begin = pieces * part / parts * grain, end = std::min(n, pieces * (part + 1) / parts * grain);
-    if (begin < end) body(begin, end);
+  pool.run(threads, [&] {
+    for (long chunk = next++; chunk < chunks; chunk = next++) {
+      body(pieces * chunk / chunks * grain, std::min(n, pieces * (chunk + 1) / chunks * grain));
+    }
   });
 }
 
