@@ -1,138 +1,99 @@
-"""Attention of packed sequences and of the paged cache: right, and the same bits."""
-
-from typing import Any
+"""Attention of packed sequences and of the paged cache is as exact as torch. Its bits: `test_attention_bits.py`."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from polyserve_kernels import ops
-from polyserve_kernels.reference import attention as reference
-from support.paged import empty_pages, write
-from support.plain_attention import plain_attention
+from support.attention_cases import OPTIONS, as_given, bounds, heads
+from support.paged import Paged, empty_pages, write
+from support.plain_attention import plain_attention, plain_lse
 from support.tolerance import assert_as_good_as_torch
 
-LENS = [5, 0, 127, 128, 129, 300, 1]
-OPTIONS = {
-    "plain": {},
-    "window of one": {"window": 1},
-    "window": {"window": 100},
-    "window of a tile": {"window": 128},
-    "soft cap": {"soft_cap": 2.0},
-    "alibi": {"alibi_slopes": torch.tensor([0.5, 0.25, 0.125, 0.0625, 0.3, 0.01])},
-    "all": {"window": 70, "soft_cap": 3.0, "alibi_slopes": torch.tensor([0.5, 0.25, 0.125, 0.0625, 0.3, 0.01])},
-}
+pytestmark = pytest.mark.usefixtures("backend", "poisoned")
 options = pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS.keys())
+SCALED = [torch.int8, torch.float8_e4m3fn]
 
 
-def bounds(lens: list[int]) -> Tensor:
-    return torch.tensor([0, *lens]).cumsum(0).int()
-
-
-def heads(num_tokens: int, query_heads: int, kv_heads: int, size: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    shapes = ((num_tokens, query_heads, size), (num_tokens, kv_heads, size), (num_tokens, kv_heads, size))
-    return tuple(torch.randn(shape).to(dtype) for shape in shapes)
-
-
-def by_steps(q: Tensor, k: Tensor, v: Tensor, lens: list[int], cuts: list[list[int]], **option: Any) -> Tensor:
-    """The same through the cache: sequence s's tokens come in chunks that end at cuts[s], one chunk of each a step."""
-    pages = empty_pages(lens, block_size=16, kv_heads=k.shape[1], head_size=k.shape[2], dtype=k.dtype)
-    out, first = torch.full_like(q, torch.nan), bounds(lens).tolist()
-    done = [0] * len(lens)
-    for step in range(max(map(len, cuts))):
-        chunks = [(s, done[s], cuts[s][step]) for s in range(len(lens)) if step < len(cuts[s])]
-        rows = torch.cat([torch.arange(first[s] + start, first[s] + end) for s, start, end in chunks])
-        write(pages, k[rows], v[rows], torch.cat([pages.slots[s][start:end] for s, start, end in chunks]))
-        tables = pages.block_tables[[s for s, _, _ in chunks]]
-        seq_lens = torch.tensor([end for _, _, end in chunks]).int()
-        caches = (pages.cache, tables, seq_lens)
-        if all(end - start == 1 for _, start, end in chunks):
-            out[rows] = ops.paged_decode(q[rows], *caches, scale=0.2, **option)
-        else:
-            cu_seqlens_q = bounds([end - start for _, start, end in chunks])
-            out[rows] = ops.paged_prefill(q[rows], *caches, cu_seqlens_q, scale=0.2, **option)
-        for s, _, end in chunks:
-            done[s] = end
-    return out
+@pytest.fixture
+def lens(backend: str) -> list[int]:
+    """On both sides of where key tiles end."""
+    return [5, 0, 63, 65, 129, 1] if backend == "triton" else [5, 0, 127, 128, 129, 300, 1]
 
 
 @options
-def test_packed_sequences_are_as_exact_as_torch(option, dtype):
-    q, k, v = heads(sum(LENS), 6, 2, 16, dtype)
-    exact = plain_attention(q.double(), k.double(), v.double(), LENS, scale=0.2, **option)
-    eager = plain_attention(q, k, v, LENS, scale=0.2, **option)
-    assert_as_good_as_torch(ops.attention_varlen(q, k, v, bounds(LENS), scale=0.2, **option), eager, exact)
+def test_packed_sequences_are_as_exact_as_torch(option, dtype, lens):
+    q, k, v = heads(sum(lens), 6, 2, 16, dtype)
+    option = as_given(option)
+    exact = plain_attention(q.double(), k.double(), v.double(), lens, scale=0.2, **option)
+    eager = plain_attention(q, k, v, lens, scale=0.2, **option)
+    assert_as_good_as_torch(ops.attention_varlen(q, k, v, bounds(lens), scale=0.2, **option), eager, exact)
+
+
+def test_half_precision_is_as_exact_as_torch(lens):
+    q, k, v = heads(sum(lens), 6, 2, 16, torch.float16)
+    exact = plain_attention(q.double(), k.double(), v.double(), lens, scale=0.2)
+    eager = plain_attention(q, k, v, lens, scale=0.2)
+    assert_as_good_as_torch(ops.attention_varlen(q, k, v, bounds(lens), scale=0.2), eager, exact)
 
 
 @pytest.mark.parametrize(
-    ("query_heads", "kv_heads", "size"), [(1, 1, 64), (4, 4, 80), (20, 1, 32), (8, 1, 256), (9, 3, 5)]
+    ("query_heads", "kv_heads", "size"),
+    [(1, 1, 64), (4, 4, 80), (2, 1, 96), (2, 2, 128), (70, 1, 32), (8, 1, 256), (2, 1, 160), (9, 3, 5)],
 )
-def test_any_grouping_and_any_head_size_is_as_exact_as_torch(query_heads, kv_heads, size, dtype):
-    lens = [3, 150, 40]
+def test_any_grouping_and_any_head_size_is_as_exact_as_torch(query_heads, kv_heads, size, dtype, backend):
+    lens = [3, 40] if backend == "triton" else [3, 150, 40]
     q, k, v = heads(sum(lens), query_heads, kv_heads, size, dtype)
     exact = plain_attention(q.double(), k.double(), v.double(), lens, scale=size**-0.5)
     eager = plain_attention(q, k, v, lens, scale=size**-0.5)
     assert_as_good_as_torch(ops.attention_varlen(q, k, v, bounds(lens), scale=size**-0.5), eager, exact)
 
 
-@options
-def test_a_token_has_the_same_bits_packed_prefilled_in_chunks_and_decoded(option, dtype):
-    lens = [150, 3, 260, 129]
+def test_the_log_sum_exp_is_as_exact_as_torch(dtype, lens):
     q, k, v = heads(sum(lens), 6, 2, 16, dtype)
-    packed = ops.attention_varlen(q, k, v, bounds(lens), scale=0.2, **option)
-    whole = by_steps(q, k, v, lens, [[n] for n in lens], **option)
-    chunked = by_steps(q, k, v, lens, [[100, 128, 150], [1, 2, 3], [1, 129, 260], [127, 128, 129]], **option)
-    assert torch.equal(whole, packed)
-    assert torch.equal(chunked, packed)
+    option = as_given(OPTIONS["all"])
+    _, lse = ops.attention_varlen(q, k, v, bounds(lens), scale=0.2, return_lse=True, **option)
+    exact = plain_lse(q.double(), k.double(), lens, scale=0.2, **option)
+    eager = plain_lse(q.float(), k.float(), lens, scale=0.2, **option)  # it is in float32, whatever q is in
+    assert_as_good_as_torch(lse, eager, exact)
 
 
-def test_a_token_has_the_same_bits_when_one_after_the_other_is_decoded(dtype):
-    lens = [9, 132]
+def test_scores_of_hundreds_do_not_overflow(backend):
+    lens = [70] if backend == "triton" else [200]
+    q, k, v = heads(sum(lens), 2, 1, 16, torch.float32)
+    exact = plain_attention(q.double(), k.double(), v.double(), lens, scale=200.0)
+    eager = plain_attention(q, k, v, lens, scale=200.0)
+    assert_as_good_as_torch(ops.attention_varlen(q, k, v, bounds(lens), scale=200.0), eager, exact)
+
+
+@pytest.mark.parametrize("cache_dtype", SCALED, ids=["int8", "float8_e4m3fn"])
+def test_a_cache_in_8_bits_is_attended_to_as_exactly_as_torch_does_to_its_numbers(cache_dtype, dtype):
+    lens = [130, 20]
     q, k, v = heads(sum(lens), 6, 2, 16, dtype)
-    decoded = by_steps(q, k, v, lens, [list(range(1, 10)), list(range(124, 133))])
-    assert torch.equal(decoded, ops.attention_varlen(q, k, v, bounds(lens), scale=0.2))
-
-
-@pytest.mark.parametrize(("query_heads", "kv_heads", "size"), [(9, 3, 64), (4, 1, 24)])
-def test_a_sequence_has_the_same_bits_alone_and_at_any_thread_count(query_heads, kv_heads, size, dtype):
-    lens = [200, 40, 131, 7]
-    q, k, v = heads(sum(lens), query_heads, kv_heads, size, dtype)
-    together = ops.attention_varlen(q, k, v, bounds(lens), scale=0.2).split(lens)
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        for rows, expected in zip(torch.arange(sum(lens)).split(lens), together, strict=True):
-            alone = ops.attention_varlen(q[rows], k[rows], v[rows], bounds([len(rows)]), scale=0.2)
-            assert torch.equal(alone, expected)
-        decoded = by_steps(q, k, v, lens, [[n - 2, n - 1, n] for n in lens])
-        assert torch.equal(decoded, torch.cat(together))
-
-
-def test_bits_are_those_of_small_products_where_large_ones_are_not_trusted(monkeypatch, dtype):
-    q, k, v = heads(300, 9, 3, 64, dtype)
-    large = ops.attention_varlen(q, k, v, bounds([300]), scale=0.2)
-    monkeypatch.setattr(reference, "_same_bits", lambda *shape: False)
-    assert torch.equal(ops.attention_varlen(q, k, v, bounds([300]), scale=0.2), large)
-
-
-@pytest.mark.parametrize("block_size", [1, 4, 32, 128])
-def test_the_block_size_does_not_matter(block_size):
-    lens = [150, 20]
-    q, k, v = heads(sum(lens), 4, 2, 16, torch.float32)
-    pages = empty_pages(lens, block_size=block_size, kv_heads=2, head_size=16, dtype=torch.float32)
-    write(pages, k, v, torch.cat(pages.slots))
+    option = as_given(OPTIONS["all"])
+    pages = filled_pages(lens, 2 * k, v / 5, cache_dtype)
+    k, v = stored_numbers(pages)
+    exact = plain_attention(q.double(), k, v, lens, scale=0.2, **option)
+    eager = plain_attention(q, k.to(dtype), v.to(dtype), lens, scale=0.2, **option)
     seq_lens = torch.tensor(lens).int()
-    ours = ops.paged_prefill(q, pages.cache, pages.block_tables, seq_lens, bounds(lens), scale=0.2)
-    assert torch.equal(ours, ops.attention_varlen(q, k, v, bounds(lens), scale=0.2))
+    prefilled = ops.paged_prefill(q, pages.cache, pages.block_tables, seq_lens, bounds(lens), scale=0.2, **option)
+    assert_as_good_as_torch(prefilled, eager, exact)
+    last = bounds(lens)[1:] - 1
+    decoded = ops.paged_decode(q[last], pages.cache, pages.block_tables, seq_lens, scale=0.2, **option)
+    assert torch.equal(decoded, prefilled[last])
 
 
-def test_a_cache_in_a_smaller_dtype_is_read_as_it_was_rounded():
+@pytest.mark.parametrize(
+    ("dtype", "cache_dtype"),
+    [(torch.float32, torch.bfloat16), (torch.float32, torch.float16), (torch.bfloat16, torch.float16)],
+)
+def test_a_cache_in_another_float_dtype_is_read_as_it_was_rounded(dtype, cache_dtype):
     lens = [140]
-    q, k, v = heads(140, 4, 2, 16, torch.float32)
-    pages = empty_pages(lens, block_size=16, kv_heads=2, head_size=16, dtype=torch.bfloat16)
-    write(pages, k, v, pages.slots[0])
+    q, k, v = heads(140, 4, 2, 16, dtype)
+    pages = filled_pages(lens, k, v, cache_dtype)
     seq_lens = torch.tensor(lens).int()
     ours = ops.paged_decode(q[-1:], pages.cache, pages.block_tables, seq_lens, scale=0.2)
-    rounded = ops.attention_varlen(q, k.bfloat16().float(), v.bfloat16().float(), bounds(lens), scale=0.2)
+    rounded = ops.attention_varlen(q, k.to(cache_dtype).to(dtype), v.to(cache_dtype).to(dtype), bounds(lens), scale=0.2)
     assert torch.equal(ours, rounded[-1:])
 
 
@@ -148,6 +109,8 @@ def test_sequences_without_queries_and_without_keys_give_nothing_and_zeros():
     decoded = ops.paged_decode(q[[19, 19, 3]], *caches, scale=0.2)
     assert torch.equal(decoded[:2], expected[[19, 19]])
     assert (decoded[2] == 0).all()
+    prefilled = ops.paged_prefill(q[[19, 3]], *caches, torch.tensor([0, 1, 1, 2]).int(), scale=0.2)
+    assert torch.equal(prefilled, decoded[1:])
 
 
 def test_no_tokens_at_all_give_nothing():
@@ -156,24 +119,17 @@ def test_no_tokens_at_all_give_nothing():
     assert ops.attention_varlen(q, k, v, torch.zeros(3, dtype=torch.int32), scale=1.0).shape == (0, 4, 16)
 
 
-def test_strided_heads_give_the_bits_of_contiguous_ones(dtype):
-    qkv = torch.randn(150, 10, 16).to(dtype)
-    q, k, v = qkv[:, :6], qkv[:, 6:8], qkv[:, 8:]
-    strided = ops.attention_varlen(q, k, v, bounds([150]), scale=0.2)
-    packed = ops.attention_varlen(q.contiguous(), k.contiguous(), v.contiguous(), bounds([150]), scale=0.2)
-    assert torch.equal(strided, packed)
+def filled_pages(lens: list[int], k: Tensor, v: Tensor, dtype: torch.dtype) -> Paged:
+    pages = empty_pages(lens, block_size=16, kv_heads=k.shape[1], head_size=k.shape[2], dtype=dtype)
+    write(pages, k, v, torch.cat(pages.slots))
+    return pages
 
 
-def test_scores_of_hundreds_do_not_overflow():
-    q, k, v = heads(200, 2, 1, 16, torch.float32)
-    exact = plain_attention(q.double(), k.double(), v.double(), [200], scale=200.0)
-    eager = plain_attention(q, k, v, [200], scale=200.0)
-    assert_as_good_as_torch(ops.attention_varlen(q, k, v, bounds([200]), scale=200.0), eager, exact)
-
-
-def test_folding_in_a_tile_without_a_visible_key_changes_nothing():
-    state = (torch.randn(3, 4, 1), torch.rand(3, 4, 1), torch.randn(3, 4, 8))
-    lowest = torch.full((3, 4, 1), torch.finfo(torch.float32).min)
-    neutral = (lowest, torch.zeros(3, 4, 1), torch.zeros(3, 4, 8))
-    for merged in (reference.merge_states(state, neutral), reference.merge_states(neutral, state)):
-        assert all(torch.equal(a, b) for a, b in zip(merged, state, strict=True))
+def stored_numbers(pages: Paged) -> tuple[Tensor, Tensor]:
+    """The keys and values that an 8-bit cache holds, in float64, as they would lie packed."""
+    slots, cache = torch.cat(pages.slots), pages.cache
+    assert cache.k_scales is not None
+    assert cache.v_scales is not None
+    k, v = (x.float().double().flatten(0, 1)[slots] for x in (cache.k, cache.v))
+    k_scales, v_scales = (x.double().flatten(0, 1)[slots] for x in (cache.k_scales, cache.v_scales))
+    return k * k_scales[..., None], v * v_scales[..., None]

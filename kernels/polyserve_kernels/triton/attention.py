@@ -99,6 +99,16 @@ def all_seen(key_tile, first_pos, last_pos, window, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
+def _fold_heads(o, weight, weight_tile, p, v_ptr, rows, there, v_stride, span_size, parts):
+    """o, part by part, with what one more tile of keys gives."""
+    folded = ()
+    for i in tl.static_range(len(parts)):
+        o_tile = tile_output(p, v_ptr, rows, there, v_stride, span_size, parts[i][0], parts[i][1])
+        folded += (merge_sums(o[i], weight[:, None], o_tile, weight_tile[:, None]),)
+    return folded
+
+
+@triton.jit
 def _store_heads(
     ptr, rows, exist, o, total, span, D: tl.constexpr, V_SPAN: tl.constexpr, FROM: tl.constexpr, SIZE: tl.constexpr
 ):
@@ -162,11 +172,7 @@ def _attend_kernel(
         if SPLITS == 1:
             m, weight, weight_tile = merge_maxima(m, m_tile)
             total = merge_sums(total, weight, total_tile, weight_tile)
-            folded = ()
-            for i in tl.static_range(len(V_PARTS)):
-                o_tile = tile_output(p, v_ptr, k_rows, there, v_stride, V_SPAN, V_PARTS[i][0], V_PARTS[i][1])
-                folded += (merge_sums(o[i], weight[:, None], o_tile, weight_tile[:, None]),)
-            o = folded
+            o = _fold_heads(o, weight, weight_tile, p, v_ptr, k_rows, there, v_stride, V_SPAN, V_PARTS)
         else:
             partials = rows * max_tiles + (key_tile - first)
             if span == 0:

@@ -249,12 +249,15 @@ ATTENTION_WIDE = {  # heads of more than 128 elements
 _ATTENTION_FLOAT32 = AttentionTuning(
     32, AttentionRows(32, 4, 32, 32), AttentionRows(32, 4, 32, 32), 2, decode_programs=864
 )
+_INTERPRETED_DECODE_PROGRAMS = 8  # so that small batches share key tiles and others do not
 
 
 def attention_tuning(arch: int, head_size: int, dtype: torch.dtype) -> AttentionTuning:
-    if dtype == torch.float32 and not INTERPRETED:  # the interpreter is faster, and as exact, with large tiles
-        return _ATTENTION_FLOAT32
-    return tuned(ATTENTION_WIDE if head_size > 128 else ATTENTION, arch)
+    """The interpreter runs one program after another and has no registers: it is faster with few and large tiles."""
+    tuning = tuned(ATTENTION_WIDE if head_size > 128 else ATTENTION, arch)
+    if INTERPRETED:
+        return replace(tuning, decode_programs=_INTERPRETED_DECODE_PROGRAMS)
+    return _ATTENTION_FLOAT32 if dtype == torch.float32 else tuning
 
 
 @dataclass(frozen=True, slots=True)
