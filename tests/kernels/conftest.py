@@ -13,7 +13,10 @@ import pytest
 import torch
 
 from polyserve_kernels import dispatch
+from support.interpreter import patch_once_a_launch
 from support.poison import poisoned_memory
+
+patch_once_a_launch()
 
 TEST_DEVICE = os.environ.get("POLYSERVE_TEST_DEVICE", "cpu")
 

@@ -8,9 +8,18 @@ from torch import Tensor
 
 from polyserve_kernels import ops
 from polyserve_kernels.types import HeadTopK, LogitEdits
+from support.poison import poisoned_memory
 from support.tolerance import assert_as_good_as_torch
 
-VOCAB = 17_001  # three tiles of the reference, the last one not full
+pytestmark = pytest.mark.usefixtures("backend")
+
+VOCAB = 17_001  # three tiles that race in a draw, of which the last one is not full
+
+
+@pytest.fixture
+def vocab(backend: str) -> int:
+    """Three tiles that are computed at once, of which the last one is not full."""
+    return 4_500 if backend == "triton" else 17_001
 
 
 def head(
@@ -21,7 +30,7 @@ def head(
 
 def edits_of(num_rows: int, vocab: int, *, masked: bool = True) -> LogitEdits:
     """Many repetitions and biases in random places, some ids forbidden by bias, half of them by the mask."""
-    places = torch.randperm(num_rows * vocab)[: num_rows * 300]
+    places = torch.randperm(num_rows * vocab)[: num_rows * 100]
     bias = torch.randn(len(places))
     bias[::7] = -torch.inf
     allowed = torch.randint(-(2**31), 2**31, (num_rows, -(-vocab // 32)), dtype=torch.int64).int() if masked else None
@@ -43,22 +52,47 @@ def apply_edits(logits: Tensor, edits: LogitEdits) -> Tensor:
     return edited
 
 
+def rows_of(edits: LogitEdits, start: int, end: int) -> LogitEdits:
+    """Edits of a part of the rows."""
+    inside = (edits.rows >= start) & (edits.rows < end)
+    return LogitEdits(
+        rows=edits.rows[inside] - start,
+        ids=edits.ids[inside],
+        repetition=edits.repetition[inside],
+        bias=edits.bias[inside],
+        allowed=None if edits.allowed is None else edits.allowed[start:end],
+    )
+
+
+def only(allowed: Tensor) -> LogitEdits:
+    """Edits that are a mask alone."""
+    none = torch.zeros(0, dtype=torch.int64)
+    return LogitEdits(rows=none, ids=none, repetition=torch.zeros(0), bias=torch.zeros(0), allowed=allowed)
+
+
+def fields(result: HeadTopK) -> list[Tensor]:
+    """All tensors of a result; those of a draw only if there is one."""
+    values = [getattr(result, name) for name in HeadTopK.__dataclass_fields__]
+    return [value for value in values if value is not None]
+
+
 def uniforms_of(num_rows: int, vocab: int = VOCAB, channels: int = 24, *, seed: int = 0) -> Tensor:
     tiles = ops.num_vocab_tiles(vocab, channels)
     row = torch.arange(num_rows)
     return ops.random_uniform(row + seed, row * 0, row * 0, 0, 2 * tiles).view(num_rows, tiles, 2)
 
 
-def test_logits_are_as_exact_as_torch(dtype):
-    hidden, weight = head(40, dtype=dtype)
+def test_logits_are_as_exact_as_torch(dtype, vocab):
+    hidden, weight = head(40, vocab, dtype=dtype)
     raw, edited = ops.head_logits(hidden, weight)
     eager = hidden.float() @ weight.float().t()
     assert_as_good_as_torch(raw, eager, hidden.double() @ weight.double().t())
     assert torch.equal(raw, edited)
 
 
-def test_a_logit_is_the_same_number_as_in_matmul(dtype):
-    hidden, weight = head(dtype=dtype)
+@pytest.mark.parametrize("channels", [24, 200])
+def test_a_logit_is_the_same_number_as_in_matmul(dtype, vocab, channels):
+    hidden, weight = head(6, vocab, channels, dtype)
     assert torch.equal(ops.head_logits(hidden, weight)[0], ops.matmul(hidden, weight, out_dtype=torch.float32))
 
 
@@ -69,19 +103,20 @@ def test_edits_and_temperature_are_applied_as_the_contract_says():
     assert torch.equal(edited, apply_edits(raw, edits) / temperature[:, None])
 
 
-def test_the_soft_cap_comes_before_everything_else():
-    hidden, weight = head()
+def test_the_soft_cap_comes_before_everything_else(vocab):
+    hidden, weight = head(6, vocab)
     plain, _ = ops.head_logits(hidden, weight)
     capped, _ = ops.head_logits(hidden, weight, soft_cap=3.0)
-    assert torch.equal(capped, 3.0 * torch.tanh(plain / 3.0))
+    assert_as_good_as_torch(capped, 3.0 * torch.tanh(plain / 3.0), 3.0 * torch.tanh(plain.double() / 3.0))
     assert torch.equal(ops.head_topk(hidden, weight, k=1, soft_cap=3.0).raw[:, 0], capped.amax(1))
 
 
-@pytest.mark.parametrize("k", [1, 2, 50, VOCAB])
+@pytest.mark.parametrize("k", [1, 2, 50, "all"])
 @pytest.mark.parametrize("edited", [False, True])
-def test_the_best_k_and_the_sums_are_those_of_the_full_logits(k, edited):
-    hidden, weight = head(4)
-    edits = edits_of(4, VOCAB) if edited else None
+def test_the_best_k_and_the_sums_are_those_of_the_full_logits(k, edited, vocab):
+    k = vocab if k == "all" else k
+    hidden, weight = head(4, vocab)
+    edits = edits_of(4, vocab) if edited else None
     temperature = torch.tensor([0.3, 1.0, 0.9, 2.0]) if edited else None
     raw, values = ops.head_logits(hidden, weight, edits=edits, temperature=temperature)
     ours = ops.head_topk(hidden, weight, k=k, edits=edits, temperature=temperature, num_top=min(k, 7))
@@ -94,6 +129,21 @@ def test_the_best_k_and_the_sums_are_those_of_the_full_logits(k, edited):
     assert torch.equal(ours.top_ids, top_ids[:, : min(k, 7)])
     for sums, full in ((ours.lse, values), (ours.raw_lse, raw)):
         assert_as_good_as_torch(sums, full.logsumexp(1), full.double().logsumexp(1))
+
+
+@pytest.mark.parametrize("k", [1, 2, 33, 300])
+@pytest.mark.parametrize("runs", [1, 2, 5, 40, 3000])
+def test_the_best_k_are_exact_however_they_cluster(k, runs):
+    """Values fall along runs of ids, so that many of the best stand side by side; each is equal to its neighbour."""
+    vocab = 3000
+    values = -(torch.arange(vocab) % -(-vocab // runs) // 2).float()
+    weight = torch.stack((values, values.roll(17)), dim=1)
+    ours = ops.head_topk(torch.eye(2), weight, k=k, num_top=k, temperature=torch.tensor([0.5, 1.0]))
+    expected, ids = weight.t().sort(dim=1, descending=True, stable=True)
+    assert torch.equal(ours.top_ids, ids[:, :k])
+    assert torch.equal(ours.top_raw, expected[:, :k])
+    assert torch.equal(ours.ids, ids[:, :k])
+    assert torch.equal(ours.raw, expected[:, :k])
 
 
 @pytest.mark.parametrize("k", [1, 3, 40])
@@ -112,18 +162,17 @@ def test_rows_with_fewer_allowed_ids_than_k_fill_up_with_the_first_forbidden_one
     hidden, weight = head(1, vocab=9000)
     allowed = torch.zeros(1, 282, dtype=torch.int32)
     allowed[0, 270] = 0b101  # ids 8640 and 8642
-    none = torch.zeros(0, dtype=torch.int64)
-    edits = LogitEdits(rows=none, ids=none, repetition=torch.zeros(0), bias=torch.zeros(0), allowed=allowed)
-    ours = ops.head_topk(hidden, weight, k=4, edits=edits)
+    ours = ops.head_topk(hidden, weight, k=4, edits=only(allowed))
     assert sorted(ours.ids[0, :2].tolist()) == [8640, 8642]
     assert ours.ids[0, 2:].tolist() == [0, 1]
     assert ours.values[0, 2:].tolist() == [-torch.inf] * 2
     assert torch.equal(ours.lse, ours.values[:, :2].logsumexp(1))
 
 
-def test_a_log_probability_is_the_same_number_wherever_it_is_asked_for(dtype):
-    hidden, weight = head(20, dtype=dtype)
-    best = ops.head_topk(hidden, weight, k=3, num_top=3, uniforms=uniforms_of(20), temperature=torch.full((20,), 0.8))
+def test_a_log_probability_is_the_same_number_wherever_it_is_asked_for(dtype, vocab):
+    hidden, weight = head(20, vocab, dtype=dtype)
+    uniforms = uniforms_of(20, vocab)
+    best = ops.head_topk(hidden, weight, k=3, num_top=3, uniforms=uniforms, temperature=torch.full((20,), 0.8))
     for targets, raw in ((best.ids[:, 2], best.raw[:, 2]), (best.drawn_ids, best.drawn_raw)):
         logprobs, top_ids, top_logprobs = ops.token_logprobs(hidden, weight, targets, num_top=3)
         assert torch.equal(logprobs, raw - best.raw_lse)
@@ -131,9 +180,20 @@ def test_a_log_probability_is_the_same_number_wherever_it_is_asked_for(dtype):
         assert torch.equal(top_logprobs, best.top_raw - best.raw_lse[:, None])
 
 
-def test_log_probabilities_are_as_exact_as_torch(dtype):
-    hidden, weight = head(30, dtype=dtype)
-    targets = torch.randint(VOCAB, (30,))
+def test_the_log_sum_exp_of_raw_logits_is_one_number_whatever_else_is_asked_for(dtype):
+    hidden, weight = head(6, vocab=3000, dtype=dtype)
+    best = ops.head_topk(hidden, weight, k=1)
+    lse = best.lse
+    for options in ({"temperature": torch.rand(6) + 0.5}, {"edits": edits_of(6, 3000)}, {"num_top": 2}):
+        assert torch.equal(ops.head_topk(hidden, weight, k=1, **options).raw_lse, lse)
+    for num_top in (0, 3):
+        logprobs, _, _ = ops.token_logprobs(hidden, weight, best.ids[:, 0], num_top=num_top)
+        assert torch.equal(logprobs, best.raw[:, 0] - lse)
+
+
+def test_log_probabilities_are_as_exact_as_torch(dtype, vocab):
+    hidden, weight = head(30, vocab, dtype=dtype)
+    targets = torch.randint(vocab, (30,))
     ours, _, _ = ops.token_logprobs(hidden, weight, targets)
     eager = (hidden.float() @ weight.float().t()).log_softmax(1)
     exact = (hidden.double() @ weight.double().t()).log_softmax(1)
@@ -147,7 +207,23 @@ def test_an_id_outside_the_vocabulary_is_impossible():
     assert logprobs.tolist() == [-torch.inf] * 3
 
 
-@pytest.mark.parametrize("vocab", [1, 8191, 8192, 8193])
+def test_entries_for_ids_outside_the_vocabulary_change_nothing():
+    hidden, weight = head(2, vocab=3000)
+    inside = edits_of(2, 3000)
+    ids = torch.cat((inside.ids, torch.tensor([-1, 3000, 2**40, 3071, 3072])))
+    extra = torch.full((5,), 7.0)
+    edits = replace(
+        inside,
+        rows=torch.cat((inside.rows, torch.tensor([1, 0, 0, 1, 0]))),
+        ids=ids,
+        repetition=torch.cat((inside.repetition, extra)),
+        bias=torch.cat((inside.bias, extra)),
+    )
+    ours, expected = (ops.head_topk(hidden, weight, k=3000, edits=e, num_top=5) for e in (edits, inside))
+    assert all(torch.equal(a, b) for a, b in zip(fields(ours), fields(expected), strict=True))
+
+
+@pytest.mark.parametrize("vocab", [1, 127, 128, 129, 8191, 8192, 8193])
 def test_one_less_and_one_more_than_a_tile_is_fine(vocab):
     hidden, weight = head(2, vocab=vocab)
     ours = ops.head_topk(hidden, weight, k=vocab, uniforms=uniforms_of(2, vocab))
@@ -173,8 +249,9 @@ def test_256_000_tokens_and_few_rows_are_fine():
 
 
 @pytest.mark.parametrize("edited", [False, True])
-def test_draws_follow_the_distribution_over_all_tiles(edited):
-    num_rows, rounds, num_bins = 256, 16, 40
+def test_draws_follow_the_distribution_over_all_tiles(edited, backend):
+    # the 99.9 % point of chi-squared is at one degree of freedom less than there are bins
+    num_rows, rounds, num_bins, limit = (64, 3, 16, 37.7) if backend == "triton" else (256, 16, 40, 72.1)
     hidden, weight = head(1, channels=4)
     hidden[0, 0], weight[:, 0] = (
         2.5,
@@ -201,47 +278,96 @@ def test_draws_follow_the_distribution_over_all_tiles(edited):
         drawn = ops.head_topk(hidden, weight, k=1, edits=edits, temperature=temperature, uniforms=uniforms).drawn_ids
         assert (probabilities[drawn] > 0).all()
         counts += torch.bincount(bins[drawn], minlength=num_bins)
-    assert ((counts - expected) ** 2 / expected).sum().item() < 72.1  # 99.9 % point at 39 degrees of freedom
+    assert ((counts - expected) ** 2 / expected).sum().item() < limit
 
 
 def test_nothing_is_drawn_where_nothing_is_allowed():
     hidden, weight = head(2, vocab=9000)
     allowed = torch.zeros(2, 282, dtype=torch.int32)
     allowed[1, 100] = 2
-    none = torch.zeros(0, dtype=torch.int64)
-    edits = LogitEdits(rows=none, ids=none, repetition=torch.zeros(0), bias=torch.zeros(0), allowed=allowed)
-    ours = ops.head_topk(hidden, weight, k=1, edits=edits, uniforms=uniforms_of(2, 9000))
+    ours = ops.head_topk(hidden, weight, k=1, edits=only(allowed), uniforms=uniforms_of(2, 9000))
     assert ours.drawn_ids.tolist() == [-1, 3201]
     assert ours.lse[0] == -torch.inf
 
 
-def fields(result: HeadTopK) -> list[Tensor]:
-    return [getattr(result, name) for name in HeadTopK.__dataclass_fields__]
+def test_a_number_that_is_not_one_shows_in_the_log_sum_exp_of_its_row_alone():
+    hidden, weight = head(4, vocab=5000)
+    hidden[1, 3], hidden[2, 0] = torch.nan, torch.inf
+    weight[:, 0] = weight[:, 0].abs()  # else a sum of inf and -inf would be nan
+    options = {"temperature": torch.full((4,), 0.5), "uniforms": uniforms_of(4, 5000)}
+    ours = ops.head_topk(hidden, weight, k=3, **options)
+    logprobs, _, _ = ops.token_logprobs(hidden, weight, torch.zeros(4, dtype=torch.int64))
+    for sums in (ours.lse, ours.raw_lse, logprobs):
+        assert sums.isfinite().tolist() == [True, False, False, True]
+    assert ours.drawn_ids[1] == -1
+    alone = ops.head_topk(hidden[3:], weight, k=3, temperature=torch.tensor([0.5]), uniforms=options["uniforms"][3:])
+    assert all(torch.equal(a, b[3:]) for a, b in zip(fields(alone), fields(ours), strict=True))
 
 
-def test_a_row_has_the_same_bits_in_any_company(dtype, threads):
-    num_rows = 24
-    hidden, weight = head(num_rows, channels=72, dtype=dtype)
-    edits, temperature = edits_of(num_rows, VOCAB), torch.rand(num_rows) + 0.2
-    uniforms, targets = uniforms_of(num_rows, channels=72), torch.randint(VOCAB, (num_rows,))
+def test_one_bad_weight_shows_in_every_row():
+    hidden, weight = head(3, vocab=5000)
+    weight[4321, 5] = torch.nan
+    assert not ops.head_topk(hidden, weight, k=1).raw_lse.isfinite().any()
+
+
+def test_rows_may_lie_apart_in_memory(dtype):
+    hidden, weight = head(6, vocab=700, channels=40, dtype=dtype)
+    apart = torch.cat((hidden, hidden + 1), dim=1)[:, :40], torch.cat((weight + 1, weight), dim=1)[:, 40:]
+    edits = edits_of(6, 700)
+    masks = torch.cat((edits.allowed, edits.allowed), dim=1)[:, : edits.allowed.shape[1]]
+    ours = ops.head_topk(*apart, k=5, num_top=5, edits=replace(edits, allowed=masks), uniforms=uniforms_of(6, 700))
+    expected = ops.head_topk(hidden, weight, k=5, num_top=5, edits=edits, uniforms=uniforms_of(6, 700))
+    assert all(torch.equal(a, b) for a, b in zip(fields(ours), fields(expected), strict=True))
+
+
+@pytest.mark.parametrize("k", [3, 200])
+def test_every_element_is_written(k):
+    hidden, weight = head(3, vocab=2100)
+    edits, temperature = edits_of(3, 2100), torch.rand(3) + 0.5
+    targets = torch.tensor([0, 2099, 5000])
+
+    def everything() -> list[Tensor]:
+        options = {"k": k, "num_top": 9, "uniforms": uniforms_of(3, 2100)}
+        return [
+            *fields(ops.head_topk(hidden, weight, **options)),
+            *fields(ops.head_topk(hidden, weight, edits=edits, temperature=temperature, **options)),
+            *ops.head_logits(hidden, weight, edits=edits),
+            *ops.token_logprobs(hidden, weight, targets, num_top=9),
+        ]
+
+    with poisoned_memory():
+        poisoned = everything()
+    assert all(torch.equal(a, b) for a, b in zip(poisoned, everything(), strict=True))
+
+
+def test_a_row_has_the_same_bits_in_any_company(dtype, threads, vocab):
+    num_rows = 12
+    hidden, weight = head(num_rows, vocab, 72, dtype)
+    edits, temperature = edits_of(num_rows, vocab), torch.rand(num_rows) + 0.2
+    uniforms, targets = uniforms_of(num_rows, vocab, 72), torch.randint(vocab, (num_rows,))
     together = ops.head_topk(
         hidden, weight, k=20, edits=edits, temperature=temperature, uniforms=uniforms, num_top=5, soft_cap=20.0
     )
     scored = ops.token_logprobs(hidden, weight, targets, num_top=5, soft_cap=20.0)
-    for start, end in ((0, 1), (3, 20), (23, 24)):
-        inside = (edits.rows >= start) & (edits.rows < end)
-        part = LogitEdits(
-            rows=edits.rows[inside] - start,
-            ids=edits.ids[inside],
-            repetition=edits.repetition[inside],
-            bias=edits.bias[inside],
-            allowed=edits.allowed[start:end],
-        )
+    for start, end in ((0, 1), (3, 9), (11, 12)):
         rows = slice(start, end)
         alone = ops.head_topk(
-            hidden[rows], weight, k=20, edits=part, temperature=temperature[rows], uniforms=uniforms[rows], num_top=5,
-            soft_cap=20.0,
+            hidden[rows], weight, k=20, edits=rows_of(edits, start, end), temperature=temperature[rows],
+            uniforms=uniforms[rows], num_top=5, soft_cap=20.0,
         )  # fmt: skip
         assert all(torch.equal(a, b[rows]) for a, b in zip(fields(alone), fields(together), strict=True))
         logprobs = ops.token_logprobs(hidden[rows], weight, targets[rows], num_top=5, soft_cap=20.0)
         assert all(torch.equal(a, b[rows]) for a, b in zip(logprobs, scored, strict=True))
+
+
+def test_a_row_has_the_same_bits_among_more_rows_than_a_tile_has(dtype):
+    hidden, weight = head(130, vocab=5000, channels=72, dtype=dtype)
+    targets = torch.randint(5000, (130,))
+    together = ops.head_topk(hidden, weight, k=1)
+    scored, _, _ = ops.token_logprobs(hidden, weight, targets)
+    logits, _ = ops.head_logits(hidden, weight)
+    for rows in (slice(0, 1), slice(60, 126), slice(129, 130)):
+        alone = ops.head_topk(hidden[rows], weight, k=1)
+        assert all(torch.equal(a, b[rows]) for a, b in zip(fields(alone), fields(together), strict=True))
+        assert torch.equal(ops.token_logprobs(hidden[rows], weight, targets[rows])[0], scored[rows])
+        assert torch.equal(ops.head_logits(hidden[rows], weight)[0], logits[rows])

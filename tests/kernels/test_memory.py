@@ -10,7 +10,7 @@ from polyserve_kernels import ops
 from polyserve_kernels.types import LogitEdits
 from support.largest_tensor import LargestTensor
 
-ROWS, CHANNELS, VOCAB = 64, 16, 100_000
+ROWS, CHANNELS, VOCAB = 32, 16, 100_000
 TILE = 8192  # ids of a tile
 
 
@@ -35,6 +35,7 @@ def scores(hidden: Tensor, weight: Tensor) -> None:
     ops.token_logprobs(hidden, weight, torch.arange(ROWS), num_top=20)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("operation", [best_and_draw, best_of_edited, scores])
 def test_no_tensor_is_larger_than_the_rows_times_one_tile(operation: Callable[[Tensor, Tensor], None]):
     hidden, weight = torch.randn(ROWS, CHANNELS), torch.randn(VOCAB, CHANNELS)

@@ -16,6 +16,8 @@ class LargestTensor(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
+        given = {id(x) for x in tree_leaves((args, kwargs))}  # what is written in place is not made
         if not function.is_view:
-            self.elements = max([self.elements, *(x.numel() for x in tree_leaves(result) if isinstance(x, Tensor))])
+            made = (x for x in tree_leaves(result) if isinstance(x, Tensor) and id(x) not in given)
+            self.elements = max([self.elements, *(x.numel() for x in made)])
         return result

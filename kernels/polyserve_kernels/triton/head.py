@@ -1,8 +1,8 @@
 """The head as kernels are given it, and its logits: a tile of rows and ids, or any ids of one row.
 
 Tile    BLOCK_M rows times BLOCK_N ids, all of whose logits are computed together
-Row     a program that wants ids of one row alone puts it into a tile of BLOCK_M rows whose others are 0, so that its
-        logits come from the same matrix instruction: they have the tile's bits
+Row     ids of one row alone are computed in a tile of BLOCK_M rows whose others are 0, by the same matrix instruction,
+        so that they have the tile's bits
 Shapes  S rows   V vocabulary   C channels   hidden [S, C]   weight [V, C]
 """
 
@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from polyserve_kernels.triton.launch import INTERPRETED, architecture, launch
-from polyserve_kernels.triton.tuning import HEADS, tuned
+from polyserve_kernels.triton.tuning import HeadTiles, head_tiles
 from polyserve_kernels.triton.vocab_fold import SUM_IDS, logit_tile
 
 _INTERPRETED_IDS = 2048  # of a tile: the interpreter takes as long for a small operation as for a large one
@@ -46,17 +46,22 @@ def head_of(hidden: Tensor, weight: Tensor, soft_cap: float | None) -> Head:
     )
 
 
-def tile_options(head: Head, *, only_sums: bool) -> dict[str, int | bool]:
-    """What kernels are launched with that pass over the whole vocabulary."""
-    tiles = tuned(HEADS, architecture(head.hidden.device))
-    tile = tiles.few if head.num_rows <= tiles.few.block_m else tiles.sums if only_sums else tiles.many
+def tile_options(head: Head, *, best: bool, edited: bool) -> dict[str, int | bool]:
+    """What kernels are launched with that pass over the whole vocabulary; what they keep, besides sums."""
+    tiles = _tiles(head)
+    tile = tiles.edited if edited else tiles.best if best else tiles.sums
+    if head.num_rows <= tiles.few.block_m:
+        tile = tiles.few
     return (replace(tile, block_n=_INTERPRETED_IDS) if INTERPRETED else tile).options(head.hidden.dtype, head.channels)
 
 
 def row_options(head: Head) -> dict[str, int | bool]:
     """What kernels are launched with that want SUM_IDS ids of one row."""
-    tile = tuned(HEADS, architecture(head.hidden.device)).few
-    return replace(tile, block_n=SUM_IDS).options(head.hidden.dtype, head.channels)
+    return replace(_tiles(head).few, block_n=SUM_IDS).options(head.hidden.dtype, head.channels)
+
+
+def _tiles(head: Head) -> HeadTiles:
+    return head_tiles(architecture(head.hidden.device), head.hidden.dtype)
 
 
 @triton.jit
@@ -65,16 +70,6 @@ def raw_tile(
 ):
     """Raw logits [BLOCK_M, BLOCK_N] of rows and ids, -inf beyond the vocabulary."""
     return _logits_below(head, rows, head.num_rows, ids, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K)
-
-
-@triton.jit
-def raw_of_row(
-    head, row, ids, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr
-):
-    """Raw logits [BLOCK_N] of ids, 0 or more, in one row; -inf beyond the vocabulary."""
-    rows = row + tl.arange(0, BLOCK_M)
-    tile = _logits_below(head, rows, row + 1, ids, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K)
-    return tl.sum(tl.where((rows == row)[:, None], tile, 0.0), 0)
 
 
 @triton.jit
@@ -97,11 +92,16 @@ def _raw_of_ids_kernel(
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     place = row.to(tl.int64) * num_ids + n
     ids = tl.load(ids_ptr + place, mask=n < num_ids, other=head.vocab_size)
-    tl.store(raw_ptr + place, raw_of_row(head, row, ids, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K), mask=n < num_ids)
+    raw = tl.full((BLOCK_N,), float("-inf"), dtype=tl.float32)
+    if tl.min(ids, 0) < head.vocab_size:
+        rows = row + tl.arange(0, BLOCK_M)
+        tile = _logits_below(head, rows, row + 1, ids, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K)
+        raw = tl.sum(tl.where((rows == row)[:, None], tile, 0.0), 0)
+    tl.store(raw_ptr + place, raw, mask=n < num_ids)
 
 
 def raw_of_ids(head: Head, ids: Tensor) -> Tensor:
-    """Raw logits [S, K] float32 of ids [S, K], all in the vocabulary: K rows of the weight are read for each row."""
+    """Raw logits [S, K] float32 of ids [S, K], 0 or more, of each row; -inf beyond the vocabulary."""
     ids = ids.contiguous()
     raw = torch.empty(ids.shape, dtype=torch.float32, device=ids.device)
     grid = (head.num_rows, triton.cdiv(ids.shape[1], SUM_IDS))

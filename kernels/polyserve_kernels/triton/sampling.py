@@ -90,7 +90,7 @@ def head_logits(
     raw, edited = (
         torch.empty(head.num_rows, head.vocab_size, dtype=torch.float32, device=hidden.device) for _ in range(2)
     )
-    options = tile_options(head, only_sums=True)
+    options = tile_options(head, best=False, edited=changes is not None)
     launch(
         _logits_kernel,
         (triton.cdiv(head.num_rows, options["BLOCK_M"]), triton.cdiv(head.vocab_size, options["BLOCK_N"])),

@@ -164,30 +164,43 @@ class HeadTile:
 
 @dataclass(frozen=True, slots=True)
 class HeadTiles:
-    """By what a pass over the vocabulary is for."""
+    """By what a pass over the vocabulary is for: the less is kept of a tile, the more registers are left for it."""
 
-    few: HeadTile  # as many rows as it has; bound by memory, so that padding to the rows of an instruction is free
-    many: HeadTile  # more rows
-    sums: HeadTile  # more rows of which only sums are kept, which leaves registers for a larger tile
+    few: HeadTile  # for as many rows as it has, which memory bounds: rows that only fill up its instruction are free
+    sums: HeadTile  # for more rows, of which log-sum-exps are kept
+    best: HeadTile  # the best ids too
+    edited: HeadTile  # of raw and of edited logits
 
 
 HEADS = {
     80: HeadTiles(
-        few=HeadTile(64, 128, num_warps=4, num_stages=3),
-        many=HeadTile(128, 128, num_warps=8, num_stages=4),
+        few=HeadTile(64, 128, num_warps=8, num_stages=3),
         sums=HeadTile(128, 128, num_warps=8, num_stages=4),
+        best=HeadTile(128, 128, num_warps=16, num_stages=3),
+        edited=HeadTile(64, 128, num_warps=8, num_stages=3),
     ),
     90: HeadTiles(
         few=HeadTile(64, 128, num_warps=4, num_stages=4),
-        many=HeadTile(128, 128, num_warps=8, num_stages=3),
         sums=HeadTile(128, 256, num_warps=8, num_stages=3),
+        best=HeadTile(128, 128, num_warps=8, num_stages=3),
+        edited=HeadTile(128, 128, num_warps=8, num_stages=3),
     ),
     100: HeadTiles(
         few=HeadTile(128, 128, num_warps=8, num_stages=3),
-        many=HeadTile(128, 128, num_warps=8, num_stages=3),
         sums=HeadTile(128, 256, num_warps=8, num_stages=3),
+        best=HeadTile(128, 128, num_warps=8, num_stages=3),
+        edited=HeadTile(128, 128, num_warps=8, num_stages=3),
     ),
 }
+
+_HEAD_FLOAT32 = HeadTile(64, 128, num_warps=8, num_stages=3)  # multiplied one by one, on every architecture
+
+
+def head_tiles(arch: int, dtype: torch.dtype) -> HeadTiles:
+    if dtype == torch.float32:
+        return HeadTiles(few=_HEAD_FLOAT32, sums=_HEAD_FLOAT32, best=_HEAD_FLOAT32, edited=_HEAD_FLOAT32)
+    return tuned(HEADS, arch)
+
 
 # Gradients of logits, for training: rows are many. On sm_90 and sm_100 two programs fit on a multiprocessor.
 LOGIT_GRADIENTS = {

@@ -16,27 +16,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from polyserve_kernels.triton.head import Head, raw_of_row, row_options
+from polyserve_kernels.triton.head import Head, raw_of_ids
 from polyserve_kernels.triton.launch import launch
 from polyserve_kernels.triton.logit_edits import Edits, edit_row
-from polyserve_kernels.triton.vocab_fold import SUM_IDS
 
 MAX_GROUP = 32
 
 _LOW = tl.constexpr(0xFFFFFFFF)
-_WORST = tl.constexpr(-(2**31))  # as the order of a value: below that of -inf
 _NO_KEY = tl.constexpr(-(2**63))
 
 
 @triton.jit
-def _order(x):
-    """int32 that order float32 values: equal ones alike, nan highest."""
+def _key(x, ids):
+    """int64 that order pairs of a float32 and an id: the larger value, or among equals the smaller id, is larger."""
     bits = tl.where(x == 0, 0.0, x).to(tl.int32, bitcast=True)  # one zero
-    return tl.where(x == x, bits ^ ((bits >> 31) & 0x7FFFFFFF), 0x7FFFFFFF)
-
-
-@triton.jit
-def _key(order, ids):
+    order = tl.where(x == x, bits ^ ((bits >> 31) & 0x7FFFFFFF), 0x7FFFFFFF)
     return (order.to(tl.int64) << 32) + (ids.to(tl.int64) ^ _LOW)
 
 
@@ -44,13 +38,17 @@ def _key(order, ids):
 def store_best(
     kept_ptr, x, rows, first, S, V, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 ):  # fmt: skip
-    """Write the best two keys of each group in a tile of values [BLOCK_M, BLOCK_N], of ids from `first`, on a group."""
-    n = tl.arange(0, BLOCK_N)
-    order = tl.where((first + n < V)[None, :], _order(x), _WORST)
-    order = tl.reshape(order, (BLOCK_M, BLOCK_N // GROUP, GROUP))
-    best, place = tl.max(order, 2, return_indices=True)
-    order = tl.where(tl.arange(0, GROUP)[None, None, :] == place[:, :, None], _WORST, order)
-    second, second_place = tl.max(order, 2, return_indices=True)
+    """Write the best two keys of each group in a tile of values [BLOCK_M, BLOCK_N], of ids from `first`, on a group.
+
+    Beyond the vocabulary values are -inf. An id there may be kept, but is worse than any other.
+    """
+    x = tl.reshape(x, (BLOCK_M, BLOCK_N // GROUP, GROUP))
+    n = tl.arange(0, GROUP)[None, None, :]
+    best = tl.max(x, 2)
+    place = tl.min(tl.where(x == best[:, :, None], n, GROUP - 1), 2)
+    is_best = n == place[:, :, None]
+    second = tl.max(tl.where(is_best, float("-inf"), x), 2)
+    second_place = tl.min(tl.where((x == second[:, :, None]) & (n != place[:, :, None]), n, GROUP - 1), 2)
     group = first // GROUP + tl.arange(0, BLOCK_N // GROUP)
     N = tl.cdiv(V, GROUP)
     ptrs = kept_ptr + rows.to(tl.int64)[:, None] * (2 * N) + group[None, :]
@@ -60,26 +58,17 @@ def store_best(
 
 
 @triton.jit
-def _open_kernel(
-    head, edits, seconds_ptr, kept_ptr, keys_ptr, num_seconds, N,
-    GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
-):  # fmt: skip
-    """The keys of open groups but for their two best, BLOCK_N ids of a row at a time."""
-    row = tl.program_id(0)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    seconds_ptr += row.to(tl.int64) * num_seconds
-    keys_ptr += row.to(tl.int64) * num_seconds * GROUP
-    group = tl.load(seconds_ptr + n // GROUP, mask=n // GROUP < num_seconds, other=-1) - N
-    keys = tl.full((BLOCK_N,), _NO_KEY, dtype=tl.int64)
-    if tl.max(group, 0) >= 0:
-        ids = tl.where(group >= 0, group * GROUP + n % GROUP, head.vocab_size)
-        x = raw_of_row(head, row, ids, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K)
-        if edits is not None:
-            x = edit_row(edits, x, row, ids, head.vocab_size)
-        second = tl.load(kept_ptr + row.to(tl.int64) * (2 * N) + N + group, mask=group >= 0, other=_NO_KEY)
-        key = _key(_order(x), ids)
-        keys = tl.where((ids < head.vocab_size) & (key < second), key, keys)
-    tl.store(keys_ptr + n, keys, mask=n // GROUP < num_seconds)
+def _open_kernel(ids_ptr, raw_ptr, edits, kept_ptr, keys_ptr, num_ids, N, V, GROUP: tl.constexpr, BLOCK: tl.constexpr):
+    """The keys of ids of open groups; none of an id that is kept, nor of one of no group, which is V or more."""
+    row = tl.program_id(0).to(tl.int64)
+    n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    ids = tl.load(ids_ptr + row * num_ids + n, mask=n < num_ids, other=V)
+    x = tl.load(raw_ptr + row * num_ids + n, mask=n < num_ids, other=float("-inf"))
+    if edits is not None:
+        x = edit_row(edits, x, row, ids, V)
+    key = _key(x, ids)
+    second = tl.load(kept_ptr + row * (2 * N) + N + ids // GROUP, mask=ids < V, other=_NO_KEY)
+    tl.store(keys_ptr + row * num_ids + n, tl.where(key < second, key, _NO_KEY), mask=n < num_ids)
 
 
 @triton.jit
@@ -115,16 +104,21 @@ def best_keys(head: Head, edits: Edits | None, kept: Tensor | None, k: int) -> T
     num_open = k // 2
     if group == 2 or num_open == 0:
         return best
-    seconds = places.topk(num_open, dim=1).values
-    more = torch.empty(head.num_rows, num_open * group, dtype=torch.int64, device=kept.device)
+    ids = _ids_of_groups(places.topk(num_open, dim=1).values - kept.shape[2], group, head.vocab_size)
+    more = torch.empty_like(ids)
     launch(
         _open_kernel,
-        (head.num_rows, triton.cdiv(more.shape[1], SUM_IDS)),
-        head, edits, seconds, kept, more, num_open, kept.shape[2],
-        GROUP=group,
-        **row_options(head),
+        (head.num_rows, triton.cdiv(ids.shape[1], 1024)),
+        ids, raw_of_ids(head, ids), edits, kept, more, ids.shape[1], kept.shape[2], head.vocab_size,
+        GROUP=group, BLOCK=1024, num_warps=4, num_stages=1,
     )  # fmt: skip
     return torch.cat((best, more), dim=1).topk(k, dim=1).values
+
+
+def _ids_of_groups(groups: Tensor, group: int, vocab_size: int) -> Tensor:
+    """All ids [S, n * group] of groups [S, n]; ids beyond the vocabulary for a group below 0."""
+    firsts = torch.where(groups >= 0, groups * group, vocab_size)
+    return (firsts[:, :, None] + torch.arange(group, device=groups.device)).flatten(1)
 
 
 def unpack(keys: Tensor) -> tuple[Tensor, Tensor]:

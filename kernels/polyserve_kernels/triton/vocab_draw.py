@@ -14,53 +14,59 @@ import triton.language as tl
 from torch import Tensor
 
 from polyserve_kernels.reference.sampling import VOCAB_TILE
-from polyserve_kernels.triton.head import Head, raw_of_row, row_options
+from polyserve_kernels.triton.head import Head, raw_of_ids
 from polyserve_kernels.triton.launch import launch
 from polyserve_kernels.triton.logit_edits import Edits, edit_row
 from polyserve_kernels.triton.vocab_fold import LOWEST, SUM_IDS, exponential_units, log_sum_exp, share_units
 
 DRAW_IDS = VOCAB_TILE  # ids of a tile
 
+_SUM_IDS = tl.constexpr(SUM_IDS)
 _PARTS = tl.constexpr(DRAW_IDS // SUM_IDS)
 
 
 @triton.jit
-def _draw_kernel(
-    head, edits, parts_ptr, uniforms_ptr, ids_ptr, raw_ptr, P, num_tiles,
-    BLOCK_TILES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    EVEN_K: tl.constexpr,
+def _race_kernel(
+    parts_ptr, uniforms_ptr, ids_ptr, rest_ptr, S, P, V, num_tiles, BLOCK_TILES: tl.constexpr
 ):  # fmt: skip
-    row = tl.program_id(0)
-    place = row.to(tl.int64)
+    """The ids of the part that each row draws from, ids beyond V if there is none, and what of u1 is left for them."""
+    row = tl.program_id(0).to(tl.int64)
     tile = tl.arange(0, BLOCK_TILES)
     part = tile[:, None] * _PARTS + tl.arange(0, _PARTS)[None, :]
-    m = tl.load(parts_ptr + place * P + part, mask=part < P, other=LOWEST)
-    sums = tl.load(parts_ptr + (head.num_rows + place) * P + part, mask=part < P, other=0.0)
+    m = tl.load(parts_ptr + row * P + part, mask=part < P, other=LOWEST)
+    sums = tl.load(parts_ptr + (S + row) * P + part, mask=part < P, other=0.0)
     tile_m = tl.max(m, 1)
     units = share_units(sums, m, tile_m[:, None])  # [BLOCK_TILES, _PARTS]
-    uniforms_ptr += place * num_tiles * 2
+    uniforms_ptr += row * num_tiles * 2
 
     u0 = tl.load(uniforms_ptr + 2 * tile, mask=tile < num_tiles, other=0.5).to(tl.float64)
     total = tl.where(tl.min(units, 1) < 0, 0, tl.sum(units, 1))  # a tile with nan does not race
     race = tl.where(total > 0, log_sum_exp(tile_m, total) - tl.log(-tl.log(u0)), float("-inf"))
-    lead = tl.max(race, 0)
-    winner = tl.min(tl.where((race == lead) & (total > 0), tile, BLOCK_TILES), 0)  # BLOCK_TILES where nothing can be
+    winner = tl.min(tl.where((total > 0) & (race == tl.max(race, 0)), tile, num_tiles), 0)
 
     u1 = tl.load(uniforms_ptr + 2 * winner + 1, mask=winner < num_tiles, other=0.5).to(tl.float64)
-    inside = tl.sum(tl.where((tile == winner)[:, None], units, 0), 0)  # [_PARTS]
-    p, rest = _inverse_cdf(inside, u1)
-    part = winner * _PARTS + p
-    n = tl.arange(0, BLOCK_N)
-    ids = part * BLOCK_N + n
-    raw = raw_of_row(head, row, ids, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K)
+    place, rest = _inverse_cdf(tl.sum(tl.where((tile == winner)[:, None], units, 0), 0), u1)
+    n = tl.arange(0, _SUM_IDS)
+    ids = tl.where(winner < num_tiles, (winner * _PARTS + place) * _SUM_IDS, V) + n
+    tl.store(ids_ptr + row * _SUM_IDS + n, ids.to(tl.int64))
+    tl.store(rest_ptr + row, rest)
+
+
+@triton.jit
+def _pick_kernel(parts_ptr, ids_ptr, logits_ptr, edits, rest_ptr, drawn_ptr, raw_ptr, P, V, BLOCK: tl.constexpr):
+    """The id that each row draws from its part, and its raw logit."""
+    row = tl.program_id(0).to(tl.int64)
+    n = tl.arange(0, BLOCK)
+    ids, raw = tl.load(ids_ptr + row * BLOCK + n), tl.load(logits_ptr + row * BLOCK + n)
     x = raw
     if edits is not None:
-        x = edit_row(edits, raw, row, ids, head.vocab_size)
-    units = exponential_units(x, tl.load(parts_ptr + place * P + part, mask=part < P, other=0.0))
-    n_drawn, _ = _inverse_cdf(units, rest)
-    drawn = winner < num_tiles
-    tl.store(ids_ptr + row, tl.where(drawn, (part * BLOCK_N + n_drawn).to(tl.int64), -1))
-    tl.store(raw_ptr + row, tl.where(drawn, tl.sum(tl.where(n == n_drawn, raw, 0.0), 0), float("-inf")))
+        x = edit_row(edits, raw, row, ids, V)
+    first = tl.min(ids, 0)
+    m = tl.load(parts_ptr + row * P + first // BLOCK, mask=first < V, other=0.0)
+    place, _ = _inverse_cdf(exponential_units(x, m), tl.load(rest_ptr + row))
+    tl.store(drawn_ptr + row, tl.where(first < V, first + place, -1))
+    logit = tl.sum(tl.where(n == place, raw, 0.0), 0)
+    tl.store(raw_ptr + row, tl.where(first < V, logit, float("-inf")))
 
 
 @triton.jit
@@ -81,14 +87,19 @@ def draw(head: Head, edits: Edits | None, parts: Tensor, uniforms: Tensor) -> tu
     parts: of edited logits.  uniforms: [S, num_vocab_tiles, 2].
     """
     uniforms = uniforms.contiguous()
-    ids = torch.empty(head.num_rows, dtype=torch.int64, device=parts.device)
-    raw = torch.empty(head.num_rows, dtype=torch.float32, device=parts.device)
-    tiles = uniforms.shape[1]
+    (num_rows, num_tiles, _), num_parts, device = uniforms.shape, parts.shape[2], parts.device
+    ids = torch.empty(num_rows, SUM_IDS, dtype=torch.int64, device=device)
+    rest = torch.empty(num_rows, dtype=torch.float64, device=device)
     launch(
-        _draw_kernel,
-        (head.num_rows,),
-        head, edits, parts, uniforms, ids, raw, parts.shape[2], tiles,
-        BLOCK_TILES=triton.next_power_of_2(tiles),
-        **row_options(head),
+        _race_kernel, (num_rows,),
+        parts, uniforms, ids, rest, num_rows, num_parts, head.vocab_size, num_tiles,
+        BLOCK_TILES=triton.next_power_of_2(num_tiles), num_warps=4, num_stages=1,
     )  # fmt: skip
-    return ids, raw
+    drawn_ids = torch.empty(num_rows, dtype=torch.int64, device=device)
+    drawn_raw = torch.empty(num_rows, dtype=torch.float32, device=device)
+    launch(
+        _pick_kernel, (num_rows,),
+        parts, ids, raw_of_ids(head, ids), edits, rest, drawn_ids, drawn_raw, num_parts, head.vocab_size,
+        BLOCK=SUM_IDS, num_warps=1, num_stages=1,
+    )  # fmt: skip
+    return drawn_ids, drawn_raw
