@@ -3,7 +3,8 @@
 
 from polyserve_kernels.reference.backend import *
 from polyserve_kernels.triton.activation import bias_gelu, gated_gelu, gated_silu
-from polyserve_kernels.triton.attention import attention_varlen, paged_prefill
+from polyserve_kernels.triton.attention import paged_prefill
+from polyserve_kernels.triton.attention_backward import attention_varlen
 from polyserve_kernels.triton.attention_decode import paged_decode
 from polyserve_kernels.triton.cross_entropy import token_logprobs
 from polyserve_kernels.triton.linear_cross_entropy import linear_cross_entropy
