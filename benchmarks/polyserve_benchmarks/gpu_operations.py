@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from polyserve_benchmarks.gpu_cases import Case, Maker, Sizes, bytes_of, with_liger
 from polyserve_kernels import ops
+from polyserve_kernels.types import QuantizedWeight
 
 EPS = 1e-5
 NORM_FLOPS = 8  # an element; memory bounds what is not a product
@@ -23,7 +24,17 @@ NUM_TOP = 8
 def cases(sizes: Sizes, device: str) -> list[Callable[[], Case]]:
     """Makers of the cases, so that only one holds memory at a time."""
     make = Maker(device)
-    for_rows = (_matmul, _layer_norm, _rms_norm, _bias_gelu, _gated_silu, _gated_gelu, _rotary, _rotary_write_kv)
+    for_rows = (
+        _matmul,
+        _quantized_matmul,
+        _layer_norm,
+        _rms_norm,
+        _bias_gelu,
+        _gated_silu,
+        _gated_gelu,
+        _rotary,
+        _rotary_write_kv,
+    )
     return [
         *(partial(case, sizes, make, rows) for case in for_rows for rows in (sizes.sequences, sizes.rows)),
         *(
@@ -42,6 +53,23 @@ def _matmul(sizes: Sizes, make: Maker, rows: int) -> Case:
         peers={"torch": lambda: F.linear(x, w, bias)},
         num_bytes=bytes_of(x, w, bias) + 2 * rows * w.shape[0],
         flops=2 * rows * w.numel(),
+    )
+
+
+def _quantized_matmul(sizes: Sizes, make: Maker, rows: int) -> Case:
+    x, num_outputs, group = make(rows, sizes.channels), 3 * sizes.channels, min(128, sizes.channels)
+    values = make.ids(num_outputs, sizes.channels // 2, below=256).to(torch.uint8)
+    scales, minimums = (make(num_outputs, sizes.channels // group) / 64 for _ in range(2))
+    weight = QuantizedWeight(scheme="int4", values=values, scales=scales, minimums=minimums)
+    numbers = torch.stack((values % 16, values // 16), dim=-1).view(num_outputs, -1, group)
+    dense = (numbers * scales[..., None] + minimums[..., None]).view(num_outputs, -1)
+    return Case(
+        name="quantized_matmul",
+        configuration=f"{rows} rows, {sizes.channels} to {num_outputs}, int4 in groups of {group}",
+        ours=lambda: ops.quantized_matmul(x, weight),
+        peers={"torch, bfloat16": lambda: F.linear(x, dense)},
+        num_bytes=bytes_of(x, values, scales, minimums) + 2 * rows * num_outputs,
+        flops=2 * rows * dense.numel(),
     )
 
 

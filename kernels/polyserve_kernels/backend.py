@@ -8,11 +8,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from polyserve_kernels.types import BlockCache, HeadTopK, LogitEdits, LossOptions, Scoring
+from polyserve_kernels.types import BlockCache, HeadTopK, LogitEdits, LossOptions, QuantizedWeight, Scoring
 
 
 class Backend(Protocol):
     def matmul(self, x: Tensor, w: Tensor, bias: Tensor | None, *, out_dtype: torch.dtype) -> Tensor: ...
+
+    def quantized_matmul(
+        self, x: Tensor, w: QuantizedWeight, bias: Tensor | None, *, out_dtype: torch.dtype
+    ) -> Tensor: ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, *, eps: float, out_dtype: torch.dtype) -> Tensor: ...
 

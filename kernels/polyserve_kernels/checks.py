@@ -8,10 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from polyserve_kernels.types import KEY_TILE, BlockCache, LogitEdits, Scoring
+from polyserve_kernels.types import KEY_TILE, BlockCache, LogitEdits, QuantizedWeight, Scoring
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SCALED = (torch.int8, torch.float8_e4m3fn)  # cache dtypes whose numbers have a scale for each token and head
+QUANTIZED = {"int8": torch.int8, "int4": torch.uint8, "fp8": torch.float8_e4m3fn}  # scheme of a weight -> its values
+GROUP_SIZES = (16, 32, 64, 128)  # channels of a quantised weight that share a scale
 
 
 def check_shape(name: str, x: Tensor, wanted: Sequence[int | str]) -> None:
@@ -126,13 +128,47 @@ def check_cache(cache: BlockCache, kv_heads: int | str, head_size: int | str) ->
             check_shape(name, scales, cache.k.shape[:3])
             check_dtype(name, scales, torch.float32)
             check_contiguous(name, scales)
-    if cache.k.dtype == torch.float8_e4m3fn and cache.k.is_cuda:
-        capability = torch.cuda.get_device_capability(cache.k.device)
+    check_float8("a cache", cache.k)
+    check_together(k=cache.k, v=cache.v, k_scales=cache.k_scales, v_scales=cache.v_scales)
+
+
+def check_float8(what: str, x: Tensor) -> None:
+    """Refuse float8_e4m3fn on a GPU that has no such numbers."""
+    if x.dtype == torch.float8_e4m3fn and x.is_cuda:
+        capability = torch.cuda.get_device_capability(x.device)
         if capability < (8, 9):
             raise ValueError(
-                f"a cache in float8_e4m3fn needs a GPU of sm_89 or later, got sm_{capability[0]}{capability[1]}"
+                f"{what} in float8_e4m3fn needs a GPU of sm_89 or later, got sm_{capability[0]}{capability[1]}"
             )
-    check_together(k=cache.k, v=cache.v, k_scales=cache.k_scales, v_scales=cache.v_scales)
+
+
+def check_quantized(w: QuantizedWeight, channels: int) -> None:
+    if w.scheme not in QUANTIZED:
+        raise ValueError(f"w.scheme must be {', '.join(QUANTIZED)}, got {w.scheme}")
+    check_dtype("w.values", w.values, QUANTIZED[w.scheme])
+    if w.scheme == "int4" and channels % 2:
+        raise ValueError(f"x must have an even number of columns for a weight in int4, got {channels}")
+    check_shape("w.values", w.values, ("N", channels // 2 if w.scheme == "int4" else channels))
+    check_contiguous("w.values", w.values)
+    check_shape("w.scales", w.scales, (w.values.shape[0], "K / group"))
+    check_dtype("w.scales", w.scales, *FLOATS)
+    num_groups = w.scales.shape[1]
+    sizes = GROUP_SIZES if w.scheme == "int4" else (*GROUP_SIZES, channels)
+    if 0 in (channels, num_groups) or channels % num_groups or channels // num_groups not in sizes:
+        raise ValueError(
+            f"w.scales must have a column for each {', '.join(map(str, sizes))} channels of {w.scheme}, "
+            f"got {num_groups} for {channels}"
+        )
+    if (w.minimums is not None) != (w.scheme == "int4"):
+        wanted = "are needed" if w.scheme == "int4" else "must be None"
+        raise ValueError(f"w.minimums {wanted} for a weight in {w.scheme}, got {_given(w.minimums)}")
+    if w.minimums is not None:
+        check_shape("w.minimums", w.minimums, w.scales.shape)
+        check_dtype("w.minimums", w.minimums, w.scales.dtype)
+        if any(n > 1 and w.minimums.stride(i) != w.scales.stride(i) for i, n in enumerate(w.scales.shape)):
+            strides = f"{list(w.scales.stride())}, got {list(w.minimums.stride())}"
+            raise ValueError(f"w.minimums must have the strides of w.scales, {strides}")
+    check_float8("a weight", w.values)
 
 
 def check_paged(q: Tensor, cache: BlockCache, block_tables: Tensor, seq_lens: Tensor) -> None:

@@ -30,13 +30,14 @@ from polyserve_kernels.checks import (
     check_not_negative,
     check_num_top,
     check_paged,
+    check_quantized,
     check_scoring,
     check_shape,
     check_together,
     out_dtype_of,
 )
 from polyserve_kernels.dispatch import backend
-from polyserve_kernels.types import BlockCache, HeadTopK, LogitEdits, LossOptions, Scoring
+from polyserve_kernels.types import BlockCache, HeadTopK, LogitEdits, LossOptions, QuantizedWeight, Scoring
 
 
 def matmul(x: Tensor, w: Tensor, bias: Tensor | None = None, *, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -54,6 +55,26 @@ def matmul(x: Tensor, w: Tensor, bias: Tensor | None = None, *, out_dtype: torch
         check_dtype("bias", bias, x.dtype)
     check_together(x=x, w=w, bias=bias)
     return backend(x.device).matmul(x, w, bias, out_dtype=out_dtype_of(x, out_dtype))
+
+
+def quantized_matmul(
+    x: Tensor, w: QuantizedWeight, bias: Tensor | None = None, *, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """y = x w^T + bias of a weight that is stored in 8 or 4 bits: `matmul`'s result, bit for bit, of the weight in x's
+    dtype, which is never held as a whole where x has few rows.
+
+    x: [T, K], T may be 0.  w: `QuantizedWeight` [N, K], which says how it is rounded to x's dtype; fp8 needs a GPU of
+    sm_89 or later.  bias: [N] in x's dtype.  Gradients pass to x and bias.
+    Returns [T, N] in out_dtype (default: x's).
+    """
+    check_shape("x", x, ("T", "K"))
+    check_dtype("x", x, *FLOATS)
+    check_quantized(w, x.shape[1])
+    if bias is not None:
+        check_shape("bias", bias, (w.num_outputs,))
+        check_dtype("bias", bias, x.dtype)
+    check_together(x=x, values=w.values, scales=w.scales, minimums=w.minimums, bias=bias)
+    return backend(x.device).quantized_matmul(x, w, bias, out_dtype=out_dtype_of(x, out_dtype))
 
 
 @overload

@@ -1,9 +1,11 @@
 """The values that operations take and give besides tensors, all frozen, and the one number that callers must know.
 
 S rows   E edits   K candidates   N top entries   V vocabulary   Hq, Hkv heads of size D
+Of a weight: N outputs   K channels
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -33,6 +35,34 @@ class BlockCache:
     v: Tensor
     k_scales: Tensor | None = None  # [num_blocks, block_size, Hkv] float32, contiguous; None for floats
     v_scales: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedWeight:
+    """A weight [N, K] of small numbers with a scale for each group of channels of a row, laid out as it is on disk.
+
+    weight = values * scale + minimum: the product is rounded to float32, then the sum, then once to the dtype that is
+    multiplied. A group is 16, 32, 64 or 128 channels, or, but for int4, all K of a row.
+    """
+
+    scheme: Literal["int8", "int4", "fp8"]
+    values: (
+        Tensor  # [N, K] int8 or float8_e4m3fn, or [N, K / 2] uint8: channel 2i in the low half of byte i; contiguous
+    )
+    scales: Tensor  # [N, K / group] float32, bfloat16 or float16, at any strides
+    minimums: Tensor | None = None  # as scales, strides too; for int4, whose values are 0 to 15, and no other
+
+    @property
+    def num_outputs(self) -> int:
+        return self.values.shape[0]
+
+    @property
+    def channels(self) -> int:
+        return self.values.shape[1] * (2 if self.scheme == "int4" else 1)
+
+    @property
+    def group_size(self) -> int:
+        return self.channels // self.scales.shape[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from polyserve_kernels import ops
-from polyserve_kernels.types import BlockCache, LogitEdits
+from polyserve_kernels.types import BlockCache, LogitEdits, QuantizedWeight
 
 X = torch.zeros(4, 8)
 CACHE = torch.zeros(3, 16, 2, 8)
@@ -25,6 +25,13 @@ def edits(**changes: Tensor) -> LogitEdits:
     return LogitEdits(**{**values, **changes})
 
 
+def multiply_quantized(x: Tensor | None = None, bias: Tensor | None = None, **changes: object) -> Tensor:
+    groups, values = torch.zeros(5, 2), torch.zeros(5, 32, dtype=torch.uint8)
+    weight: dict[str, object] = {"scheme": "int4", "values": values, "scales": groups, "minimums": groups, **changes}
+    w = QuantizedWeight(**weight)  # type: ignore[arg-type]
+    return ops.quantized_matmul(torch.zeros(4, 64) if x is None else x, w, bias)
+
+
 def attend(**options: object) -> Tensor:
     return ops.attention_varlen(Q, K, K, BOUNDS, scale=1.0, **options)  # type: ignore[arg-type]
 
@@ -38,6 +45,39 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: ops.matmul(X, X, torch.zeros(4).half()), "bias must be float32, got float16"),
     (lambda: ops.matmul(X, X, out_dtype=torch.int8), "out_dtype must be float32 or bfloat16 or float16, got int8"),
     (lambda: ops.matmul(X, X.to("meta")), "x, w must be on one device, got cpu, meta"),
+    (lambda: multiply_quantized(x=X), "w.values must have shape [N, 4], got [5, 32]"),
+    (lambda: multiply_quantized(x=X[:, :7]), "x must have an even number of columns for a weight in int4, got 7"),
+    (lambda: multiply_quantized(scheme="int5"), "w.scheme must be int8, int4, fp8, got int5"),
+    (lambda: multiply_quantized(scheme="int8"), "w.values must be int8, got uint8"),
+    (lambda: multiply_quantized(scheme="fp8"), "w.values must be float8_e4m3fn, got uint8"),
+    (lambda: multiply_quantized(minimums=None), "w.minimums are needed for a weight in int4, got none"),
+    (lambda: multiply_quantized(minimums=torch.zeros(5, 1)), "w.minimums must have shape [5, 2], got [5, 1]"),
+    (lambda: multiply_quantized(minimums=torch.zeros(5, 2).half()), "w.minimums must be float32, got float16"),
+    (
+        lambda: multiply_quantized(minimums=torch.zeros(2, 5).t()),
+        "w.minimums must have the strides of w.scales, [2, 1], got [1, 5]",
+    ),
+    (
+        lambda: multiply_quantized(scheme="int8", values=torch.zeros(5, 64, dtype=torch.int8)),
+        "w.minimums must be None for a weight in int8, got float32 [5, 2]",
+    ),
+    (
+        lambda: multiply_quantized(values=torch.zeros(32, 5, dtype=torch.uint8).t()),
+        "w.values must be contiguous, got strides [1, 5] for shape [5, 32]",
+    ),
+    (lambda: multiply_quantized(scales=torch.zeros(4, 2)), "w.scales must have shape [5, K / group], got [4, 2]"),
+    (
+        lambda: multiply_quantized(scales=torch.zeros(5, 3)),
+        "w.scales must have a column for each 16, 32, 64, 128 channels of int4, got 3 for 64",
+    ),
+    (
+        lambda: multiply_quantized(
+            x=torch.zeros(4, 200), scheme="int8", values=torch.zeros(5, 200, dtype=torch.int8), minimums=None
+        ),
+        "w.scales must have a column for each 16, 32, 64, 128, 200 channels of int8, got 2 for 200",
+    ),
+    (lambda: multiply_quantized(bias=torch.zeros(4)), "bias must have shape [5], got [4]"),
+    (lambda: multiply_quantized(bias=torch.zeros(5).half()), "bias must be float32, got float16"),
     (lambda: ops.rms_norm(X, X[0, :7], eps=1e-5), "weight must have shape [8], got [7]"),
     (lambda: ops.rms_norm(X, X[0], eps=0.0), "eps must be more than 0, got 0.0"),
     (lambda: ops.rms_norm(X, X[0], eps=1e-5, residual=X.half()), "residual must be float32, got float16"),

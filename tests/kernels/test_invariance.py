@@ -1,13 +1,14 @@
 """A row's bits do not depend on its company: random batches, cut at random places, at one and two threads."""
 
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
 from torch import Tensor
 
 from polyserve_kernels import ops
+from support.quantized import quantized
 
 Operation = Callable[[Tensor], Tensor]
 
@@ -16,10 +17,12 @@ def operations(channels: int, dtype: torch.dtype) -> dict[str, Operation]:
     """Operations on rows [T, channels] whose result for a row is that row's alone."""
     weight, bias = torch.randn(channels).to(dtype), torch.randn(channels).to(dtype)
     square, wide = torch.randn(channels, channels).to(dtype), torch.randn(1100, channels).to(dtype)
+    few_bits = quantized(torch.randn(channels, channels), "int8")
     return {
         "matmul": lambda x: ops.matmul(x, square, bias),
         "matmul of several tiles": lambda x: ops.matmul(x, wide),
         "matmul in float32": lambda x: ops.matmul(x, square, out_dtype=torch.float32),
+        "quantized_matmul": lambda x: ops.quantized_matmul(x, few_bits, bias),
         "rms_norm": lambda x: ops.rms_norm(x, weight, eps=1e-6),
         "rms_norm with a residual": lambda x: ops.rms_norm(x, weight, eps=1e-6, residual=x.float())[0],
         "layer_norm": lambda x: ops.layer_norm(x, weight, bias, eps=1e-6),
@@ -35,20 +38,25 @@ def random_cuts(num_rows: int) -> list[int]:
     return [b - a for a, b in pairwise(cuts)]
 
 
-@pytest.mark.parametrize("channels", [2, 66, 576, 1030])
-def test_a_row_has_the_same_bits_in_any_part_of_any_batch(channels, dtype):
+@pytest.mark.parametrize(
+    ("backend", "channels"),
+    [*product(["reference", "cpu"], [2, 66, 576, 1030]), ("triton", 66)],  # interpreted, and slow
+    indirect=["backend"],
+)
+def test_a_row_has_the_same_bits_in_any_part_of_any_batch(backend, channels, dtype):
+    thread_counts = (1,) if backend == "triton" else (1, 2, 3)
     for name, operation in operations(channels, dtype).items():
         for num_rows in (3, 70):
             x = (2 * torch.randn(num_rows, channels)).to(dtype)
             torch.set_num_threads(1)
             whole = operation(x)
-            for threads in (1, 2, 3):
+            for threads in thread_counts:
                 torch.set_num_threads(threads)
                 parts = torch.cat([operation(part) for part in x.split(random_cuts(num_rows))])
                 assert torch.equal(parts, whole), f"{name} of {num_rows} rows at {threads} threads"
 
 
-def test_a_row_has_the_same_bits_wherever_it_stands(dtype):
+def test_a_row_has_the_same_bits_wherever_it_stands(dtype, backend):
     for name, operation in operations(100, dtype).items():
         x = torch.randn(37, 100).to(dtype)
         order = torch.randperm(37)

@@ -7,6 +7,7 @@ from polyserve_kernels.reference.kv_cache import copy_blocks, rotary_write_kv
 from polyserve_kernels.reference.linear_cross_entropy import linear_cross_entropy
 from polyserve_kernels.reference.matmul import matmul
 from polyserve_kernels.reference.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from polyserve_kernels.reference.quantized_matmul import quantized_matmul
 from polyserve_kernels.reference.random import random_uniform
 from polyserve_kernels.reference.rotary import rotary
 from polyserve_kernels.reference.sampling import head_logits, head_topk, num_vocab_tiles
@@ -14,5 +15,5 @@ from polyserve_kernels.reference.sampling import head_logits, head_topk, num_voc
 __all__ = [
     "add_layer_norm", "add_rms_norm", "attention_varlen", "bias_gelu", "copy_blocks", "gated_gelu", "gated_silu",
     "head_logits", "head_topk", "layer_norm", "linear_cross_entropy", "matmul", "num_vocab_tiles", "paged_decode",
-    "paged_prefill", "random_uniform", "rms_norm", "rotary", "rotary_write_kv", "token_logprobs",
+    "paged_prefill", "quantized_matmul", "random_uniform", "rms_norm", "rotary", "rotary_write_kv", "token_logprobs",
 ]  # fmt: skip

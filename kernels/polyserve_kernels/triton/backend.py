@@ -10,11 +10,12 @@ from polyserve_kernels.triton.cross_entropy import token_logprobs
 from polyserve_kernels.triton.linear_cross_entropy import linear_cross_entropy
 from polyserve_kernels.triton.matmul import matmul
 from polyserve_kernels.triton.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from polyserve_kernels.triton.quantized_matmul import quantized_matmul
 from polyserve_kernels.triton.random import random_uniform
 from polyserve_kernels.triton.sampling import head_logits, head_topk, num_vocab_tiles
 
 __all__ = [
     "add_layer_norm", "add_rms_norm", "attention_varlen", "bias_gelu", "copy_blocks", "gated_gelu", "gated_silu",
     "head_logits", "head_topk", "layer_norm", "linear_cross_entropy", "matmul", "num_vocab_tiles", "paged_decode",
-    "paged_prefill", "random_uniform", "rms_norm", "rotary", "rotary_write_kv", "token_logprobs",
+    "paged_prefill", "quantized_matmul", "random_uniform", "rms_norm", "rotary", "rotary_write_kv", "token_logprobs",
 ]  # fmt: skip

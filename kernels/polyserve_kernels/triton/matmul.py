@@ -27,10 +27,10 @@ _ADD_COLUMNS = 512  # of a program that adds parts
 @triton.jit(do_not_specialize=["T"])
 def _product_kernel(
     x_ptr, w_ptr, bias_ptr, y_ptr, T, N, K, part_k, x_stride, w_stride, y_stride, ALL_PARTS: tl.constexpr,
-    GROUP: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    ROW_TILES: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A tile of y; unless ALL_PARTS, a tile of one part's sums, which lie T rows further on in y for each part."""
-    row_tile, col_tile = tile_place(tl.program_id(0), tl.cdiv(T, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP)
+    row_tile, col_tile = tile_place(tl.program_id(0), tl.cdiv(T, BLOCK_M), tl.cdiv(N, BLOCK_N), ROW_TILES)
     rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = col_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     part = tl.program_id(1)
@@ -79,10 +79,10 @@ def multiply_into(y: Tensor, x: Tensor, w: Tensor, bias: Tensor | None, part_k: 
         return
     parts = y.new_empty(num_parts, num_rows, num_cols, dtype=torch.float32)
     launch(_product_kernel, (num_tiles, num_parts), x, w, None, parts, *sizes, num_cols, ALL_PARTS=False, **options)
-    _add_parts(y, parts, bias)
+    add_parts(y, parts, bias)
 
 
-def _add_parts(y: Tensor, parts: Tensor, bias: Tensor | None) -> None:
+def add_parts(y: Tensor, parts: Tensor, bias: Tensor | None) -> None:
     """y = the sum of parts in ascending order, + bias."""
     num_parts, num_rows, num_cols = parts.shape
     grid = (num_rows, triton.cdiv(num_cols, _ADD_COLUMNS))

@@ -40,13 +40,13 @@ def product_tile(
 
 
 @triton.jit
-def tile_place(program, num_row_tiles, num_col_tiles, GROUP: tl.constexpr):
+def tile_place(program, num_row_tiles, num_col_tiles, ROW_TILES: tl.constexpr):
     """Row and column of a program's tile: programs that run together share rows of x and w in the L2 cache.
 
-    Columns of GROUP row tiles are passed from left to right, then the next GROUP row tiles.
+    Columns of ROW_TILES row tiles are passed from left to right, then the next ROW_TILES row tiles.
     """
-    group_size = GROUP * num_col_tiles
-    first_row = program // group_size * GROUP
-    height = tl.minimum(num_row_tiles - first_row, GROUP)
+    group_size = ROW_TILES * num_col_tiles
+    first_row = program // group_size * ROW_TILES
+    height = tl.minimum(num_row_tiles - first_row, ROW_TILES)
     inside = program % group_size
     return first_row + inside % height, inside // height

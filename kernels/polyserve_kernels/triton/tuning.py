@@ -74,7 +74,7 @@ class ProductTile:
             "BLOCK_N": self.block_n,
             "BLOCK_K": self.block_k,
             "EVEN_K": channels % self.block_k == 0,
-            "GROUP": 8,
+            "ROW_TILES": 8,
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
         }
@@ -101,7 +101,7 @@ PRODUCTS = {
     ),
     100: (
         ProductTile(128, 256, 64, 8, 4, min_programs=148),
-        ProductTile(128, 128, 64, 4, 4, min_programs=80),
+        ProductTile(128, 128, 64, 8, 4, min_programs=80),
         ProductTile(128, 64, 64, 4, 6, min_programs=80),
         ProductTile(128, 32, 128, 4, 5),
     ),
@@ -116,15 +116,43 @@ _PRODUCTS_FLOAT32 = (
 )
 
 
-def product_tile_for(arch: int, dtype: torch.dtype, num_rows: int, num_cols: int, *, in_parts: bool) -> ProductTile:
-    """The first tile of the table that gives enough programs and is half full; the last one will always do.
+# For weights of 8 or 4 bits and 16-bit x: each step makes its tile of w in registers, so tiles are smaller, and more.
+QUANTIZED_PRODUCTS = {
+    80: (
+        ProductTile(64, 64, 64, 4, 4, min_programs=108),
+        ProductTile(64, 32, 128, 4, 4, min_programs=40),
+        ProductTile(16, 64, 128, 4, 4, min_programs=216),
+        ProductTile(16, 32, 128, 4, 4),
+    ),
+    90: (
+        ProductTile(64, 64, 128, 4, 4, min_programs=132),
+        ProductTile(64, 32, 128, 4, 4),
+    ),
+    100: (
+        ProductTile(128, 64, 128, 8, 3, min_programs=148),
+        ProductTile(128, 32, 128, 4, 4),
+    ),
+}
 
-    Products in parts hold two sums of each element, so tiles whose sums fill a thread's registers are not for them.
-    The interpreter runs one program after another, so there the first tile is enough; and it needs one block_k.
-    """
+
+def product_tile_for(arch: int, dtype: torch.dtype, num_rows: int, num_cols: int, *, in_parts: bool) -> ProductTile:
+    """Of a dense product. Those in parts hold two sums of each element, for which not every tile has the registers."""
     tiles = tuned(PRODUCTS, arch) if dtype.itemsize == 2 else _PRODUCTS_FLOAT32
     if in_parts:
         tiles = tuple(tile for tile in tiles if tile.thread_sums <= _MAX_THREAD_SUMS_IN_PARTS)
+    return _choose(tiles, num_rows, num_cols)
+
+
+def quantized_tile_for(arch: int, num_rows: int, num_cols: int) -> ProductTile:
+    """Of a product with a quantised weight and 16-bit x."""
+    return _choose(tuned(QUANTIZED_PRODUCTS, arch), num_rows, num_cols)
+
+
+def _choose(tiles: tuple[ProductTile, ...], num_rows: int, num_cols: int) -> ProductTile:
+    """The first tile that gives enough programs and is half full; the last one will always do.
+
+    The interpreter runs one program after another, so there the first tile is enough; and it needs one block_k.
+    """
     lowest = min(tile.block_m for tile in tiles)
     filled = [tile for tile in tiles if tile.block_m == lowest or 2 * num_rows >= tile.block_m]
     if INTERPRETED:

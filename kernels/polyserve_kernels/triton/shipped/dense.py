@@ -1,11 +1,15 @@
-"""Shipped calls of dense products: matmul, and what samples from the head, scores and trains.   Flops   2 T N K"""
+"""Shipped calls of dense products: matmul, quantised too, and what samples from the head, scores and trains.
+
+Flops   2 T N K
+"""
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 
 from polyserve_kernels import ops
-from polyserve_kernels.triton.shipped.call import Shipped
+from polyserve_kernels.triton.shipped.call import EVERY_ARCHITECTURE, Shipped
 from polyserve_kernels.triton.shipped.models import (
     BF16,
     DECODE_ROWS,
@@ -13,6 +17,7 @@ from polyserve_kernels.triton.shipped.models import (
     FP32,
     GEMMA3,
     GPT2,
+    POLYLM_1B7,
     POLYLM_13B,
     PREFILL_ROWS,
     SMOLLM2,
@@ -20,7 +25,9 @@ from polyserve_kernels.triton.shipped.models import (
     tensor,
     word,
 )  # fmt: skip
-from polyserve_kernels.types import LogitEdits
+from polyserve_kernels.types import LogitEdits, QuantizedWeight
+
+Scheme = Literal["int8", "int4", "fp8"]
 
 
 def product_flops(rows: int, columns: int, depth: int) -> int:
@@ -29,12 +36,14 @@ def product_flops(rows: int, columns: int, depth: int) -> int:
 
 def calls() -> Iterator[Shipped]:
     yield from _matmul()
+    yield from _quantized_matmul()
     yield from _head()
     yield from _loss()
 
 
 def _matmul() -> Iterator[Shipped]:
-    sizes = [(POLYLM_13B, "qkv", 15360, 5120), (POLYLM_13B, "down", 5120, 20480), (GPT2, "up", 3072, 768)]
+    sizes = [(POLYLM_13B, "qkv", 15360, 5120), (POLYLM_13B, "down", 5120, 20480), (POLYLM_1B7, "down", 2048, 8192)]
+    sizes += [(GPT2, "up", 3072, 768)]
     sizes += [(SMOLLM2, "qkv", 960, 576), (GEMMA3, "gate and up", 13824, 1152)]
     for model, what, columns, depth in sizes:
         for rows in (DECODE_ROWS, PREFILL_ROWS):
@@ -48,6 +57,41 @@ def _matmul() -> Iterator[Shipped]:
                     many_rows=rows == PREFILL_ROWS,
                     products=f"matmul {word(dtype)}",
                 )
+
+
+def _quantized_matmul() -> Iterator[Shipped]:
+    schemes: list[tuple[Scheme, int, torch.dtype]] = [("int8", 0, FP32), ("int8", 128, BF16)]
+    schemes += [("fp8", 0, FP32), ("fp8", 128, BF16), *(("int4", group, BF16) for group in (16, 32, 64, 128))]
+    sizes = [(POLYLM_13B, "qkv", 15360, 5120, each) for each in schemes]
+    sizes += [(POLYLM_1B7, "down", 2048, 8192, each) for each in (schemes[0], schemes[-1])]
+    for model, what, columns, depth, (scheme, group, scale_dtype) in sizes:
+        for rows in (DECODE_ROWS, PREFILL_ROWS):
+            groups = f"groups of {group}" if group else "a scale a row"
+            weight = quantized_weight(scheme, columns, depth, group or depth, scale_dtype)
+            yield Shipped(
+                operation=ops.quantized_matmul,
+                configuration=f"{model.name} {what}, {rows} rows, {scheme}, {groups}",
+                args=(tensor(rows, depth), weight, tensor(columns)),
+                flops=product_flops(rows, columns, depth),
+                many_rows=rows == PREFILL_ROWS,
+                products="matmul bfloat16",
+                architectures=tuple(arch for arch in EVERY_ARCHITECTURE if arch >= 89 or scheme != "fp8"),
+            )
+
+
+def quantized_weight(scheme: Scheme, columns: int, depth: int, group: int, scale_dtype: torch.dtype) -> QuantizedWeight:
+    shape, dtype = {
+        "int8": ((columns, depth), torch.int8),
+        "int4": ((columns, depth // 2), torch.uint8),
+        "fp8": ((columns, depth), torch.float8_e4m3fn),
+    }[scheme]
+    scales, minimums = (tensor(columns, depth // group, dtype=scale_dtype) for _ in range(2))
+    return QuantizedWeight(
+        scheme=scheme,
+        values=tensor(*shape, dtype=dtype),
+        scales=scales,
+        minimums=minimums if scheme == "int4" else None,
+    )
 
 
 def _head() -> Iterator[Shipped]:
