@@ -3,7 +3,8 @@
 Summary      the worst of all calls of an operation, sm_80 / sm_90 / sm_100
 registers    a thread   spills: bytes a thread   shared: KiB a block   occupancy: percent of a multiprocessor's warps
 copies       asynchronous copies in the loop over keys or over K that has fewest of them
-moved        bytes of all tensors that the launches take, over the least that the call must move
+moved        bytes of all tensors that the launches take, over the least that the call must move; a kernel that gathers
+             a few rows of a tensor is counted with all of it
 """
 
 import json
@@ -21,15 +22,15 @@ _INTRODUCTION = f"""# The kernels as Triton {triton.__version__} compiles them
 
 Written by `make kernels-report`; [README.md](README.md) says what it is for. One row for each shipped call and
 architecture, with the kernels that it launches one after another. MB: the least that the call must move; moved: times
-that, of all tensors that its launches take. Roofline: microseconds at best, on an A100 (sm_80), or on an H100 and an
-H200 (sm_90). Nothing here was measured on a GPU.
+that, of all tensors that its launches take, though some are gathered from and not read whole. Roofline: microseconds at best,
+on an A100 (sm_80), or on an H100 and an H200 (sm_90). Nothing here was measured on a GPU.
 """
 BEGIN, END = "<!-- written by make kernels-report -->", "<!-- end -->"
 
 
 def summary(rows: Sequence[Row]) -> str:
     """One line an operation."""
-    lines = _head("operation", "calls", *_RESOURCES, "moved")
+    lines = _head("operation", "calls", *_RESOURCES, "moved, at most")
     for name in dict.fromkeys(row.call.name for row in rows):
         own = [row for row in rows if row.call.name == name]
         by_arch = [[launch for row in own if row.arch == arch for launch in row.launches] for arch in ARCHITECTURES]
@@ -51,7 +52,7 @@ def summary(rows: Sequence[Row]) -> str:
 def report(rows: Sequence[Row]) -> str:
     """Every row, a table for each operation."""
     parts = [_INTRODUCTION]
-    head = _head("call", "sm", "kernels", "warps, stages", *_RESOURCES, "MB", "moved", "GFLOP", "roofline, µs")
+    head = _head("call", "sm", "kernels", "warps, stages", *_RESOURCES, "MB", "moved, at most", "GFLOP", "roofline, µs")
     for name in dict.fromkeys(row.call.name for row in rows):
         lines = [_line(row) for row in rows if row.call.name == name]
         parts.append("\n".join([f"## `{name}`\n", *head, *lines, ""]))
