@@ -22,8 +22,8 @@ _INTRODUCTION = f"""# The kernels as Triton {triton.__version__} compiles them
 
 Written by `make kernels-report`; [README.md](README.md) says what it is for. One row for each shipped call and
 architecture, with the kernels that it launches one after another. MB: the least that the call must move; moved: times
-that, of all tensors that its launches take, though some are gathered from and not read whole. Roofline: microseconds at best,
-on an A100 (sm_80), or on an H100 and an H200 (sm_90). Nothing here was measured on a GPU.
+that, of all tensors that its launches take, though some are gathered from and not read whole. Roofline: microseconds
+at best, on an A100 (sm_80), or on an H100 and an H200 (sm_90). Nothing here was measured on a GPU.
 """
 BEGIN, END = "<!-- written by make kernels-report -->", "<!-- end -->"
 
