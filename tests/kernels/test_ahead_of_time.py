@@ -75,6 +75,24 @@ def test_the_bytes_of_a_product_are_those_of_its_three_matrices(compiled):
     assert compiled["least_bytes"] == compiled["moved_bytes"] == 3 * 4096 * 4096 * 2
 
 
+def test_the_summary_has_a_line_for_each_operation_and_shows_its_worst(compiled):
+    lines = compiled["summary"].splitlines()[2:]
+    assert [line.split("`")[1] for line in lines] == ["good", "spilling", "few_rows", "unpipelined", "two_ways"]
+    cells = [cell.strip() for cell in lines[1].split("|")]
+    assert cells[4] == str(max(compiled["code"][f"spilling {arch}"]["spill_bytes"] for arch in (80, 90)))
+    assert cells[7] == "HMMA.16816 / HGMMA.64xNx16 / -"  # sm_100 was not asked for
+
+
+def test_the_report_and_the_json_have_every_call_on_every_architecture(compiled):
+    assert len([line for line in compiled["report"].splitlines() if line.startswith("| 4096 rows")]) == 10
+    rows = compiled["json"]["rows"]
+    assert len(rows) == 10
+    good = rows[0]
+    assert (good["operation"], good["arch"], good["flops"]) == ("good", 80, 2 * 4096**3)
+    assert good["roofline_us"] == {"A100": pytest.approx(2 * 4096**3 / 312e12 * 1e6, abs=0.01)}
+    assert good["launches"][0]["code"] == compiled["code"]["good 80"]
+
+
 SASS = """
         /*0000*/                   MOV R1, c[0x0][0x28] ;     /* 0x00000a0000017a02 */
                                                               /* 0x000fc40000000f00 */

@@ -21,6 +21,7 @@ from torch import Tensor
 from polyserve_kernels.triton.launch import launch
 from polyserve_kernels.triton.product import product_tile
 from polyserve_kernels.triton.report import __main__ as command
+from polyserve_kernels.triton.report import tables
 from polyserve_kernels.triton.report.rows import compile_rows
 from polyserve_kernels.triton.report.rules import faults
 from polyserve_kernels.triton.shipped.call import Shipped
@@ -104,6 +105,9 @@ def main() -> None:
             {
                 "faults": faults(rows),
                 "code": {f"{row.call.name} {row.arch}": asdict(row.launches[0].code) for row in rows},
+                "summary": tables.summary(rows),
+                "report": tables.report(rows),
+                "json": json.loads(tables.as_json(rows)),
                 "least_bytes": rows[0].least_bytes,
                 "moved_bytes": rows[0].moved_bytes,
                 "exit_code_of_good": _check(calls[:1]),
