@@ -42,25 +42,25 @@ def targets_of(sequence: list[int]) -> list[int]:
 
 
 def learn(model: Decoder, sequences: list[list[int]]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of all tokens together and the gradient of every parameter."""
+    """The loss of every token, and the gradient of every parameter."""
     bounds = torch.tensor([0, *accumulate(map(len, sequences))], dtype=torch.int32)
     positions = torch.cat([torch.arange(len(sequence)) for sequence in sequences])
     hidden = model(torch.tensor([*chain(*sequences)]), positions, PackedContext(bounds))
     targets = torch.tensor([*chain(*map(targets_of, sequences))])
     losses = ops.linear_cross_entropy(hidden, model.head_weight, targets, soft_cap=model.config.final_soft_cap)
     losses.sum().backward()
-    return losses.detach().sum(), {name: parameter.grad for name, parameter in model.named_parameters()}
+    return losses.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
 def learn_with_transformers(model: PreTrainedModel, sequences: list[list[int]]) -> tuple[Tensor, PreTrainedModel]:
     """The same in plain torch, each sequence alone. Gradients come as a model that has them in place of weights."""
     model = copy.deepcopy(model).requires_grad_()
     logits = torch.cat([model(torch.tensor([sequence])).logits[0] for sequence in sequences])
-    loss = F.cross_entropy(logits, torch.tensor([*chain(*map(targets_of, sequences))]), reduction="sum")
-    loss.backward()
+    losses = F.cross_entropy(logits, torch.tensor([*chain(*map(targets_of, sequences))]), reduction="none")
+    losses.sum().backward()
     for parameter in model.parameters():
         parameter.data = parameter.grad
-    return loss.detach(), model
+    return losses.detach(), model
 
 
 def in_our_layout(gradients: PreTrainedModel, folder: Path, family: Family) -> dict[str, Tensor]:
@@ -77,11 +77,11 @@ def test_a_step_learns_what_transformers_learns(family: Family, backend: str, tm
     ours = load_model(save(theirs, tmp_path / "model", family=family), dtype=torch.float32).requires_grad_()
     sequences = random_ids(*LENGTHS)
     with use_backend(backend):
-        loss, grads = learn(ours, sequences)
-    eager_loss, eager = learn_with_transformers(theirs, sequences)
+        losses, grads = learn(ours, sequences)
+    eager_losses, eager = learn_with_transformers(theirs, sequences)
     with InFloat64():
-        exact_loss, exact = learn_with_transformers(theirs.double(), sequences)
-    assert_as_good_as_torch(loss, eager_loss, exact_loss)
+        exact_losses, exact = learn_with_transformers(theirs.double(), sequences)
+    assert_as_good_as_torch(losses, eager_losses, exact_losses)
     eager_grads, exact_grads = (
         in_our_layout(model, tmp_path / name, family) for name, model in (("eager", eager), ("exact", exact))
     )
