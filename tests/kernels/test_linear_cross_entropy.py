@@ -255,7 +255,9 @@ def shared_by_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Case],
             targets[:4] = torch.tensor([0, 128, 129, 257])  # the ends of both parts
             cases.append(Case(hidden, weight, targets, OPTIONS[name]))
         cases.append(Case(hidden, weight, torch.tensor([-1, 258, 1000]).repeat(7)[:20]))
-    return cases, in_processes(2, [*cases, *cases], ["reference", "triton"], tmp_path_factory.mktemp("processes"))
+    return cases, in_processes(
+        2, [*cases, *cases], ["cpu", "reference", "triton"], tmp_path_factory.mktemp("processes")
+    )
 
 
 def test_processes_that_share_a_vocabulary_learn_what_one_would(backend, shared_by_two):

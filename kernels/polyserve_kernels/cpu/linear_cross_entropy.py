@@ -1,8 +1,10 @@
 """The loss under the whole vocabulary: forward as `token_logprobs`, gradients as in `reference/`."""
 
+from functools import partial
+
 from torch import Tensor
 
-from polyserve_kernels.cpu.sampling import scores
+from polyserve_kernels.cpu.sampling import head_logits, scores
 from polyserve_kernels.cross_entropy import linear_cross_entropy_of
 from polyserve_kernels.reference.linear_cross_entropy import backward
 
@@ -12,4 +14,8 @@ def _forward(hidden: Tensor, weight: Tensor, targets: Tensor, soft_cap: float | 
     return lse, logits
 
 
-linear_cross_entropy = linear_cross_entropy_of(_forward, backward)
+def _tile_logits(hidden: Tensor, tile: Tensor, soft_cap: float | None) -> Tensor:
+    return head_logits(hidden, tile, edits=None, temperature=None, soft_cap=soft_cap)[0]
+
+
+linear_cross_entropy = linear_cross_entropy_of(_forward, partial(backward, logits_of=_tile_logits))

@@ -8,7 +8,7 @@ Source    recomputing instead of keeping logits: Wijmans et al., https://arxiv.o
 Shapes    T rows   V ids   hidden [T, C]   weight [V, C]   targets [T]   d_logits [rows, ids]
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -37,6 +37,12 @@ def _of_rows(hidden: Tensor, weight: Tensor, targets: Tensor, soft_cap: float | 
     return lse.value(), logits
 
 
+def tile_logits(hidden: Tensor, tile: Tensor, soft_cap: float | None) -> Tensor:
+    """Logits [T, ids] float32 of a tile of the vocabulary [ids, C], as in the forward pass."""
+    ((_, logits),) = logit_tiles(hidden, tile, soft_cap)
+    return logits
+
+
 def backward(
     hidden: Tensor,
     weight: Tensor,
@@ -44,14 +50,18 @@ def backward(
     slopes: RowSlopes,
     soft_cap: float | None,
     needed: Sequence[bool],
+    *,
+    logits_of: Callable[[Tensor, Tensor, float | None], Tensor] = tile_logits,
 ) -> tuple[Tensor | None, Tensor | None]:
+    """logits_of: must give the very logits of the forward pass, whose log-sum-exp slopes has."""
     d_hidden = hidden.new_zeros(hidden.shape, dtype=torch.float32) if needed[0] else None
     d_weight = weight.new_empty(weight.shape, dtype=grad_dtype_of(weight)) if needed[1] else None
     for ids in chunks(len(weight), VOCAB_TILE):
         tile = weight[ids]
         d_tile = tile.new_zeros(tile.shape, dtype=torch.float32)
         for rows in chunks(len(hidden), ROWS):
-            d_logits = _logit_gradients(hidden[rows], tile, targets[rows] - ids.start, slopes.of(rows), soft_cap)
+            logits = logits_of(hidden[rows], tile, soft_cap)
+            d_logits = _logit_gradients(logits, targets[rows] - ids.start, slopes.of(rows), soft_cap)
             if d_hidden is not None:
                 d_hidden[rows].addmm_(d_logits, tile.float())
             if d_weight is not None:
@@ -61,13 +71,10 @@ def backward(
     return d_hidden, d_weight
 
 
-def _logit_gradients(
-    hidden: Tensor, tile: Tensor, targets: Tensor, slopes: RowSlopes, soft_cap: float | None
-) -> Tensor:
-    """Gradients [T, ids] float32 of what hidden times tile is.  targets: [T], counted from the tile's first id."""
-    ((_, logits),) = logit_tiles(hidden, tile, soft_cap)
+def _logit_gradients(logits: Tensor, targets: Tensor, slopes: RowSlopes, soft_cap: float | None) -> Tensor:
+    """Gradients [T, ids] float32 of what hidden times a tile is.  targets: [T], counted from the tile's first id."""
     softmax = torch.exp(logits - slopes.lse[:, None])
-    is_target = torch.arange(len(tile), device=tile.device) == targets[:, None]
+    is_target = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
     grads = slopes.grad[:, None] * (softmax - is_target.float()) + slopes.grad_lse[:, None] * softmax
     return grads if soft_cap is None else grads * (1 - (logits / soft_cap).square())
 
