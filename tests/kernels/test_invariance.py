@@ -63,7 +63,7 @@ def test_a_row_has_the_same_bits_wherever_it_stands(dtype, backend):
         assert torch.equal(operation(x[order]), operation(x)[order]), name
 
 
-def test_rotated_heads_have_the_same_bits_in_any_part(dtype):
+def test_rotated_heads_have_the_same_bits_in_any_part(dtype, backend):
     q, angle = torch.randn(77, 3, 20).to(dtype), torch.randn(77, 10)
     whole, _ = ops.rotary(q, q, angle.cos(), angle.sin())
     for threads in (1, 2):

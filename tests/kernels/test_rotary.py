@@ -7,6 +7,8 @@ from torch import Tensor
 from polyserve_kernels import ops
 from support.tolerance import assert_as_good_as_torch
 
+pytestmark = pytest.mark.usefixtures("backend", "poisoned")
+
 
 def plain_rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
     half = cos.shape[1]
@@ -57,3 +59,29 @@ def test_strides_do_not_matter(dtype):
     packed = ops.rotary(q.contiguous(), k.contiguous(), cos, sin)
     assert torch.equal(strided[0], packed[0])
     assert torch.equal(strided[1], packed[1])
+
+
+def test_the_turning_part_may_be_nothing_or_of_any_even_size():
+    q, k = torch.randn(3, 5, 10), torch.randn(3, 1, 10)
+    for turning in (0, 2, 6, 10):
+        cos, sin = angles(3, turning // 2)
+        for interleaved in (False, True):
+            ours = ops.rotary(q, k, cos, sin, interleaved=interleaved)
+            for x, turned in zip((q, k), ours, strict=True):
+                assert torch.equal(turned, plain_rotary(x, cos, sin, interleaved=interleaved))
+
+
+def test_slices_of_one_projection_turn_where_they_lie(dtype):
+    qkv = torch.randn(5, (20 + 2 * 4) * 16).to(dtype)
+    q, k = qkv[:, : 20 * 16].unflatten(1, (20, 16)), qkv[:, 20 * 16 : 24 * 16].unflatten(1, (4, 16))
+    cos, sin = (x.t().contiguous().t() for x in angles(5, 8))
+    for strided, packed in zip(
+        ops.rotary(q, k, cos, sin), ops.rotary(q.contiguous(), k.contiguous(), cos, sin), strict=True
+    ):
+        assert torch.equal(strided, packed)
+
+
+def test_no_tokens_are_no_tokens():
+    q, k = ops.rotary(torch.empty(0, 4, 8), torch.empty(0, 2, 8), *angles(0, 4))
+    assert q.shape == (0, 4, 8)
+    assert k.shape == (0, 2, 8)

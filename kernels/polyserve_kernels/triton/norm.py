@@ -105,12 +105,12 @@ def _norm(
     if channels > tuning.max_channels:
         tile, grid = _PIECE, (rows.num,)
         launch(_long_norm_kernel, grid, *tensors, *strides, channels, eps, BLOCK=tile.block, FOLD=tile.fold,
-               num_warps=tile.num_warps, num_stages=1)  # fmt: skip
+               **tile.options)  # fmt: skip
     else:
-        tile = row_tile(channels, tuning.warps, elements=tuning.tile_elements)
+        tile = row_tile(channels, elements=tuning.tile_elements)
         grid = (triton.cdiv(rows.num, tile.rows),)
         launch(_norm_kernel, grid, *tensors, *strides, rows.num, channels, eps, ROWS=tile.rows, BLOCK=tile.block,
-               FOLD=tile.fold, num_warps=tile.num_warps, num_stages=1)  # fmt: skip
+               FOLD=tile.fold, **tile.options)  # fmt: skip
     return y, total
 
 

@@ -226,7 +226,7 @@ def _gradients(norm: Norm, dy: Tensor, through: Tensor | None, wanted: Wanted) -
     num_weights = 2 if norm.layer else 1
     rows, tuning = rows_of(norm.x), row_tuning(device)
     long = channels * dy.itemsize > tuning.backward_max_bytes
-    short = row_tile(channels, tuning.backward_warps, elements=tuning.backward_tile_elements)
+    short = row_tile(channels, elements=tuning.backward_tile_elements)
     tile = _COLUMNS if long else short
     num_column_blocks = triton.cdiv(channels, tile.block)  # more than one of long rows only
     most = tuning.backward_elements // (tile.rows * tile.block * max(num_column_blocks, 1))
@@ -268,8 +268,7 @@ def _short_rows(norm: Norm, rows: Rows, buffers: _Buffers, groups: Groups, tile:
         BLOCK=tile.block,
         FOLD=tile.fold,
         STAGES=2 if tile.rows == 1 else 1,
-        num_warps=tile.num_warps,
-        num_stages=1,
+        **tile.options,
     )
 
 
@@ -294,8 +293,7 @@ def _long_rows(norm: Norm, rows: Rows, buffers: _Buffers, groups: Groups, tile: 
         LAYER=norm.layer,
         BLOCK=_PIECE.block,
         FOLD=_PIECE.fold,
-        num_warps=_PIECE.num_warps,
-        num_stages=1,
+        **_PIECE.options,
     )
     if buffers.partial is None:
         return
@@ -315,6 +313,5 @@ def _long_rows(norm: Norm, rows: Rows, buffers: _Buffers, groups: Groups, tile: 
         LAYER=norm.layer,
         ROWS=tile.rows,
         BLOCK=tile.block,
-        num_warps=tile.num_warps,
-        num_stages=1,
+        **tile.options,
     )

@@ -1,9 +1,10 @@
 """Rounding and products of tiles that mean the same in Triton's interpreter as on a GPU.
 
 Products   sums are float32; float32 operands are multiplied as they are, never as TF32
-Why        the interpreter cuts off where a GPU rounds to bfloat16, multiplies bfloat16 by its raw bits (triton issue
-           11584), and sums as numpy does, whose float32 bits change with a tile's size on some processors. So there
-           both are spelled out, and sums are float64, rounded once a product; a GPU build holds none of it
+Why        the interpreter cuts off where a GPU rounds to bfloat16 or float8, multiplies bfloat16 by its raw bits
+           (triton issue 11584), and sums as numpy does, whose float32 bits change with a tile's size on some
+           processors. So roundings are spelled out, and sums are float64, rounded once a product; a GPU build holds
+           none of it
 """
 
 import triton
@@ -19,6 +20,12 @@ def rounded(x, dtype: tl.constexpr):
         bits = x.to(tl.uint32, bitcast=True)
         nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
         x = tl.where(x == x, nearest, bits).to(tl.float32, bitcast=True)
+    if INTERPRETED and dtype == tl.float8e4nv:  # 3 bits behind the first one, and multiples of 2**-9 below 2**-6
+        bits = x.to(tl.uint32, bitcast=True)
+        size = bits & 0x7FFFFFFF
+        nearest = (size + 0x7FFFF + ((size >> 20) & 1)) & 0xFFF00000
+        small = ((size.to(tl.float32, bitcast=True) + 24576.0) - 24576.0).to(tl.uint32, bitcast=True)
+        x = (tl.where(size < 0x3C800000, small, nearest) | (bits & 0x80000000)).to(tl.float32, bitcast=True)
     return x.to(dtype)
 
 

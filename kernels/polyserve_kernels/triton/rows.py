@@ -5,7 +5,6 @@ Order  a binary tree over the columns: halves on halves down to FOLD columns, th
        any stride or dtype
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -58,11 +57,16 @@ class RowTile:
         """Columns that the threads hold in one load each: folding down to them takes no exchange between threads."""
         return min(self.block, 32 * self.num_warps * _LOAD)
 
+    @property
+    def options(self) -> dict[str, int]:
+        """How a program is launched. It may have all registers: unasked, ptxas spills some to fit one program more."""
+        return {"num_warps": self.num_warps, "num_stages": 1, "maxnreg": min(255, 65536 // (32 * self.num_warps))}
 
-def row_tile(channels: int, warps: Mapping[int, int], *, elements: int) -> RowTile:
-    """Whole rows, of so many elements together if they are short."""
+
+def row_tile(channels: int, *, elements: int) -> RowTile:
+    """Whole rows, of so many elements together if they are short; 16 of a long one for each thread."""
     block = triton.next_power_of_2(max(channels, 1))
-    return RowTile(max(1, elements // block), block, warps.get(block, 4))
+    return RowTile(max(1, elements // block), block, min(16, max(4, block // 512)))
 
 
 @triton.jit

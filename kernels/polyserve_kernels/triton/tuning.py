@@ -21,21 +21,17 @@ def tuned(table: Mapping[int, Row], arch: int) -> Row:
 
 @dataclass(frozen=True, slots=True)
 class RowTuning:
-    """Operations on whole rows: norms. Warps are by the columns of a row, 4 where they are not named."""
+    """Operations on whole rows: norms."""
 
     tile_elements: int  # of a program that takes several short rows at once
     max_channels: int  # of a row that is held in registers
-    warps: Mapping[int, int]
     backward_tile_elements: int
     backward_max_bytes: int  # of a row of slopes, where rows are held in registers
-    backward_warps: Mapping[int, int]
     backward_elements: int  # of all programs that share the rows when gradients of weights are summed
 
 
-_ROW_WARPS = {4096: 8, 8192: 16, 16384: 16}
-_ROW_BACKWARD_WARPS = {1024: 8, 4096: 8, 8192: 16}
 ROWS = {
-    arch: RowTuning(2048, 16384, _ROW_WARPS, 512, 16384, _ROW_BACKWARD_WARPS, 4096 * multiprocessors)
+    arch: RowTuning(2048, 16384, 1024, 16384, backward_elements=4096 * multiprocessors)
     for arch, multiprocessors in ((80, 108), (90, 132), (100, 148))
 }
 
