@@ -2,8 +2,8 @@
 
 Few rows   each step of the product's loop makes its tile of w in registers, from values that were copied to shared
            memory stages ahead, and from scales that were loaded one step ahead
-Many rows  w is dequantised a panel of outputs at a time, which stays in the L2 cache, and multiplied by `matmul`'s
-           kernels. So are float32 rows, however few
+Many rows  w is dequantised a panel of outputs at a time, and multiplied by `matmul`'s kernels. So are float32 rows,
+           however few
 Bits       those of `matmul`: its steps and parts of K, and its matrix instruction
 Spec       reference/quantized_matmul.py    Gradients  of x and bias, in plain torch
 Traffic    few rows: values and scales once for each row tile, x once for each column tile
@@ -25,7 +25,7 @@ from polyserve_kernels.triton.tuning import part_channels, quantized_tile_for
 from polyserve_kernels.types import QuantizedWeight
 
 _MANY_ROWS = 256  # more are worth a pass that writes the dequantised weight
-_PANEL_BYTES = 2**25  # of a dequantised panel: less than an H100's L2 cache
+_PANEL_BYTES = 2**26  # of a dequantised panel: enough tiles for a GPU, and little beside a model
 _PANEL_UNIT = 256  # outputs, a multiple of every tile's
 
 
