@@ -1,12 +1,13 @@
 """Chooses each row's next token from its hidden state, and looks up log-probabilities, without a batch's full logits.
 
-The head gives a constant number of survivors for each row: its most likely tokens after edits and temperature, with the
-log-sum-exp over the whole vocabulary. Each row then takes one of three ways:
+The head gives some survivors of each row: its most likely tokens after edits and temperature, with the log-sum-exp over
+the whole vocabulary. Each row then takes one of three ways:
     greedy      the first survivor
     no filters  the head's own draw, exact over the whole vocabulary
     filters     settled on the survivors where that is certain (`filters`), else on all logits of that row
 A row's token is a pure function of (hidden state, parameters, tokens, seed, choice, position): its way depends on
-nothing else, and survivors and all logits give the same token. Log-probabilities are of the model's own logits, in
+nothing else, and survivors and all logits give the same token. A batch without filters has one survivor a row, which is
+the first of many. Log-probabilities are of the model's own logits, in
 float32: logit - log-sum-exp.
 
 Shapes  S rows   C channels   V vocabulary   K survivors   N most likely tokens that were asked for
@@ -28,7 +29,7 @@ from polyserve.sampling_params import SamplingParams
 from polyserve_kernels import ops
 from polyserve_kernels.types import HeadTopK, LogitEdits
 
-NUM_SURVIVORS = 128
+NUM_SURVIVORS = 128  # where any row has filters
 NUM_CANDIDATES = 4096  # that are tried next where survivors are too few, before all of the vocabulary is sorted
 MAX_LOGITS = 2**22  # that are held at once for rows whose survivors are too few
 MIN_TEMPERATURE = 1e-20  # so that no finite logit overflows when divided; as good as greedy
@@ -136,7 +137,7 @@ class Sampler:
         return ops.head_topk(
             hidden,
             self._weight,
-            k=min(NUM_SURVIVORS, self._vocab_size),
+            k=min(NUM_SURVIVORS, self._vocab_size) if any(_is_filtered(row.params) for row in rows) else 1,
             temperature=_temperatures(rows, hidden.device),
             edits=self._edits(rows),
             uniforms=uniforms,

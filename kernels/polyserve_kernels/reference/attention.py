@@ -3,10 +3,11 @@
 How      Keys go in tiles of KEY_TILE at absolute positions. Each tile gives a partial (maximum m, sum l, output o), and
          partials are folded in ascending order by `merge_states`; a tile in which a row sees no key leaves the row's
          state exactly as it is. A plain product has ROW_TILE rows and a whole tile of keys; more rows, or fewer keys
-         where nobody sees the last ones, take its place where a trial of that very shape gave the same bits. Packed,
-         prefill and decode differ only in where rows lie, which `attention_plan` works out.
+         where nobody sees the last ones, take its place where a trial of that very shape gave the same bits. Bits
+         change with where a row begins in memory, so heads are filled up to 16 bytes. Packed, prefill and decode
+         differ only in where rows lie, which `attention_plan` works out.
 Shapes   P products, one for each span and key head   R rows of a product   n keys of a tile, at most KEY_TILE
-         A active spans   q [T, Hq, D]   stored keys and values [N, Hkv, D]
+         A active spans   q [T, Hq, D]   stored keys and values [N, Hkv, D]   rows in the order of their batches [X]
 Source   https://arxiv.org/abs/2205.14135; folding partials: Flash-Decoding (Dao et al., 2023)
 """
 
@@ -16,11 +17,13 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from polyserve_kernels.reference.attention_plan import ROW_TILE, Batch, Heads, Plan, Step, plan_packed, plan_paged
 from polyserve_kernels.reference.kv_cache import as_bytes
 from polyserve_kernels.types import KEY_TILE, BlockCache, Scoring
 
+_ALIGNED = 4  # elements of float32
 _LOWEST = torch.finfo(torch.float32).min  # in place of -inf, so that a difference of maxima is never nan
 
 State = tuple[Tensor, Tensor, Tensor]  # m [P, R, 1], l [P, R, 1], o [P, R, D]
@@ -42,7 +45,7 @@ class _Tokens:
         else:
             numbers = as_bytes(self.stored).index_select(0, order).view(self.stored.dtype)
             taken = self._by_head(numbers, rows) * self._by_head(self.scales.index_select(0, order), rows)[..., None]
-        return taken.flatten(0, 1)
+        return _aligned(taken.flatten(0, 1))
 
     def _by_head(self, x: Tensor, rows: Tensor) -> Tensor:
         """x [A * n, Hkv, ...] as float32 [A, Hkv, n, ...], in one pass."""
@@ -53,7 +56,8 @@ class _Tokens:
 def attention_varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scoring: Scoring) -> tuple[Tensor, Tensor]:
     heads = Heads(q.shape[1] // k.shape[1], k.shape[1], q.shape[2], scoring.window)
     plan = plan_packed(tuple(cu_seqlens.tolist()), heads, q.device)
-    return _attend(q, _Tokens(k.contiguous()), _Tokens(v.contiguous()), plan, scoring)
+    states = _attend(q, _Tokens(k.contiguous()), _Tokens(v.contiguous()), plan, scoring)
+    return _results(states, plan, q), _log_sum_exps(states, plan, q)
 
 
 def paged_prefill(
@@ -67,7 +71,7 @@ def paged_prefill(
         _Tokens(stored.flatten(0, 1), None if scales is None else scales.flatten(0, 1))
         for stored, scales in ((cache.k, cache.k_scales), (cache.v, cache.v_scales))
     )
-    return _attend(q, k, v, plan, scoring)[0]
+    return _results(_attend(q, k, v, plan, scoring), plan, q)
 
 
 def paged_decode(q: Tensor, cache: BlockCache, block_tables: Tensor, seq_lens: Tensor, scoring: Scoring) -> Tensor:
@@ -81,23 +85,34 @@ def merge_states(a: State, b: State) -> State:
     return m, a[1] * weight_a + b[1] * weight_b, a[2] * weight_a + b[2] * weight_b
 
 
-def _attend(q: Tensor, k: _Tokens, v: _Tokens, plan: Plan, scoring: Scoring) -> tuple[Tensor, Tensor]:
-    """Results [T, Hq, D] in q's dtype and log-sum-exps [T, Hq] float32; 0 and -inf where a row sees no key."""
+def _attend(q: Tensor, k: _Tokens, v: _Tokens, plan: Plan, scoring: Scoring) -> list[State]:
+    q_rows = q.reshape(-1, q.shape[2])
+    return [_attend_batch(q_rows, k, v, batch, scoring) for batch in plan.batches]
+
+
+def _results(states: list[State], plan: Plan, q: Tensor) -> Tensor:
+    """[T, Hq, D] in q's dtype; 0 where a row sees no key."""
     head_size = q.shape[2]
-    q_rows = q.reshape(-1, head_size)
-    parts = [_attend_batch(q_rows, k, v, batch, scoring) for batch in plan.batches]
-    if not plan.complete:
-        nothing = q.new_zeros(1, head_size, dtype=torch.float32)
-        parts.append((nothing, q.new_full((1,), -torch.inf, dtype=torch.float32)))
-    rows, lse = (x[0] if len(x) == 1 else torch.cat(x) for x in zip(*parts, strict=True))
-    rows, lse = rows.index_select(0, plan.result_rows), lse.index_select(0, plan.result_rows)
-    return rows.to(q.dtype).view(q.shape), lse.view(q.shape[:2])
+    parts = [(o / total).flatten(0, 1)[:, :head_size] for _, total, o in states]
+    return _in_order(parts, q.new_zeros(1, head_size, dtype=torch.float32), plan).to(q.dtype).view(q.shape)
 
 
-def _attend_batch(q_rows: Tensor, k: _Tokens, v: _Tokens, batch: Batch, scoring: Scoring) -> tuple[Tensor, Tensor]:
-    """Results of a batch's rows, [B * Hkv * R, D] float32, and their log-sum-exps."""
+def _log_sum_exps(states: list[State], plan: Plan, q: Tensor) -> Tensor:
+    """[T, Hq] float32, of each row's scores; -inf where it sees no key."""
+    parts = [(m + torch.log(total.detach())).flatten() for m, total, _ in states]
+    return _in_order(parts, q.new_full((1,), -torch.inf, dtype=torch.float32), plan).view(q.shape[:2])
+
+
+def _in_order(parts: list[Tensor], nothing: Tensor, plan: Plan) -> Tensor:
+    """Rows as they lie in q, those that see no key with `nothing`. parts: the batches' rows [X, ...]."""
+    rows = parts if plan.complete else [*parts, nothing]
+    return (rows[0] if len(rows) == 1 else torch.cat(rows)).index_select(0, plan.result_rows)
+
+
+def _attend_batch(q_rows: Tensor, k: _Tokens, v: _Tokens, batch: Batch, scoring: Scoring) -> State:
     num_spans, kv_heads, num_rows = batch.query_rows.shape
-    q = q_rows.index_select(0, batch.query_rows.view(-1)).float().view(num_spans * kv_heads, num_rows, -1)
+    q = _aligned(q_rows.index_select(0, batch.query_rows.view(-1)).float())
+    q = q.view(num_spans * kv_heads, num_rows, -1)
     slopes = None
     if scoring.alibi_slopes is not None:
         slopes = scoring.alibi_slopes[batch.query_rows % len(scoring.alibi_slopes)][..., None]  # [B, Hkv, R, 1]
@@ -111,8 +126,7 @@ def _attend_batch(q_rows: Tensor, k: _Tokens, v: _Tokens, batch: Batch, scoring:
         scores = _by_position(scores, batch, step, slopes)
         state = _fold(state, _partial(scores, values, product))
     assert state is not None
-    m, total, o = state
-    return (o / total).flatten(0, 1), (m + torch.log(total.detach())).flatten()
+    return state
 
 
 def _by_position(scores: Tensor, batch: Batch, step: Step, slopes: Tensor | None) -> Tensor:
@@ -146,6 +160,12 @@ def _fold(state: State | None, partial: State) -> State:
     active, done = zip(*((x[:num_active], x[num_active:]) for x in state), strict=True)
     m, total, o = (torch.cat(pair) for pair in zip(merge_states(active, partial), done, strict=True))
     return m, total, o
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """x [..., D] with zeros after D elements to a multiple of 16 bytes."""
+    spare = -x.shape[-1] % _ALIGNED
+    return F.pad(x, (0, spare)) if spare else x
 
 
 def _ways(num_rows: int, num_keys: int, head_size: int) -> tuple[int, Product]:

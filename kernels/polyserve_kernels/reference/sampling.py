@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from polyserve_kernels.reference.matmul import fill_up, product, weight_tiles
+from polyserve_kernels.reference.matmul import float32_product
 from polyserve_kernels.reference.vocab_fold import BestSoFar, LogSumExp
 from polyserve_kernels.types import HeadTopK, LogitEdits
 
@@ -73,11 +73,8 @@ def head_logits(
 
 def logit_tiles(hidden: Tensor, weight: Tensor, soft_cap: float | None) -> Iterator[tuple[int, Tensor]]:
     """First id and raw logits [S, n] float32 of each tile, in ascending order."""
-    rows = fill_up(hidden.float())
     for first in range(0, len(weight), VOCAB_TILE):
-        part = weight[first : first + VOCAB_TILE]
-        products = torch.cat([product(tile, rows, len(hidden)) for tile in weight_tiles(part)], dim=1)  # filled up
-        raw = products[: len(hidden), : len(part)]
+        raw = float32_product(hidden, weight[first : first + VOCAB_TILE])
         yield first, raw if soft_cap is None else soft_cap * torch.tanh(raw / soft_cap)
 
 
