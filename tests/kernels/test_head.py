@@ -146,6 +146,20 @@ def test_the_best_k_are_exact_however_they_cluster(k, runs):
     assert torch.equal(ours.raw, expected[:, :k])
 
 
+@pytest.mark.parametrize("k", [5, 100])
+def test_entries_count_where_the_best_stand_side_by_side(k):
+    vocab = 3000
+    weight = torch.stack((-torch.arange(vocab) / 8.0, torch.arange(vocab) / 8.0), dim=1)
+    ids = torch.cat((torch.randperm(400)[:150], vocab - 1 - torch.randperm(400)[:150]))
+    bias = 8 * torch.randn(300)
+    bias[::5] = -torch.inf
+    edits = LogitEdits(rows=torch.arange(300) // 150, ids=ids, repetition=torch.rand(300) + 0.5, bias=bias)
+    ours = ops.head_topk(torch.eye(2), weight, k=k, edits=edits)
+    expected, best = apply_edits(weight.t(), edits).sort(dim=1, descending=True, stable=True)
+    assert torch.equal(ours.ids, best[:, :k])
+    assert torch.equal(ours.values, expected[:, :k])
+
+
 @pytest.mark.parametrize("k", [1, 3, 40])
 def test_among_equal_values_the_smaller_id_is_better_across_tiles_and_at_the_border(k):
     weight = torch.zeros(VOCAB, 1)
@@ -281,6 +295,19 @@ def test_draws_follow_the_distribution_over_all_tiles(edited, backend):
     assert ((counts - expected) ** 2 / expected).sum().item() < limit
 
 
+def test_what_entries_forbid_is_not_drawn():
+    num_rows, vocab = 12, 300
+    hidden, weight = head(num_rows, vocab)
+    forbidden = torch.rand(num_rows, vocab) < 0.95
+    forbidden[:, 7] = False
+    rows, ids = forbidden.nonzero(as_tuple=True)
+    edits = LogitEdits(rows=rows, ids=ids, repetition=torch.ones(len(rows)), bias=torch.full((len(rows),), -torch.inf))
+    for seed in (0, 100):
+        uniforms = uniforms_of(num_rows, vocab, seed=seed)
+        drawn = ops.head_topk(hidden, weight, k=1, edits=edits, uniforms=uniforms).drawn_ids
+        assert not forbidden.gather(1, drawn[:, None]).any()
+
+
 def test_nothing_is_drawn_where_nothing_is_allowed():
     hidden, weight = head(2, vocab=9000)
     allowed = torch.zeros(2, 282, dtype=torch.int32)
@@ -300,6 +327,7 @@ def test_a_number_that_is_not_one_shows_in_the_log_sum_exp_of_its_row_alone():
     for sums in (ours.lse, ours.raw_lse, logprobs):
         assert sums.isfinite().tolist() == [True, False, False, True]
     assert ours.drawn_ids[1] == -1
+    assert ((ours.ids >= 0) & (ours.ids < 5000)).all()
     alone = ops.head_topk(hidden[3:], weight, k=3, temperature=torch.tensor([0.5]), uniforms=options["uniforms"][3:])
     assert all(torch.equal(a, b[3:]) for a, b in zip(fields(alone), fields(ours), strict=True))
 

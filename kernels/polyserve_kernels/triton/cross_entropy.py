@@ -35,5 +35,5 @@ def token_logprobs(
 def _scores(head: Head, targets: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
     kept, _, logits = scan(head, None, raw_k=num_top, targets=targets)
     lse = fold(kept.parts)
-    top_ids, top_raw = unpack(best_keys(head, None, kept.best, num_top))
+    top_ids, top_raw = unpack(best_keys(head, None, kept.best, num_top), head.vocab_size)
     return logits - lse, top_ids, top_raw - lse[:, None]

@@ -62,11 +62,11 @@ def head_topk(
     num_raw = num_top if changes is not None else max(k, num_top)
     raw_kept, kept, _ = scan(head, changes, raw_k=num_raw, edited_k=k)
     raw_lse = fold(raw_kept.parts)
-    top_ids, top_raw = unpack(best_keys(head, None, raw_kept.best, num_raw))
+    top_ids, top_raw = unpack(best_keys(head, None, raw_kept.best, num_raw), head.vocab_size)
     if kept is None:
         ids, values, raw, lse, kept = top_ids, top_raw, top_raw, raw_lse, raw_kept
     else:
-        ids, values = unpack(best_keys(head, changes, kept.best, k))
+        ids, values = unpack(best_keys(head, changes, kept.best, k), head.vocab_size)
         raw, lse = raw_of_ids(head, ids), fold(kept.parts)
     drawn_ids, drawn_raw = (None, None) if uniforms is None else draw(head, changes, kept.parts, uniforms)
     return HeadTopK(

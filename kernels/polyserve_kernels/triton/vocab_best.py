@@ -6,8 +6,8 @@ Closed  a group whose second best is not among the best K of all groups' two bes
         are among those K keys and the ids of open groups, at most K / 2, whose logits are computed again
 Groups  2 to 32 ids, about 2 sqrt(V / K): with 2 all keys are kept, which K = V needs
 Memory  of a row 2 V / group keys and K group / 2 keys: V / 16 and 16 K where V is 256 K or more, else below 2 sqrt(K V)
-Traffic besides those: K group / 2 rows of the weight for a row in the worst case, where nearly all of its best stand in
-        pairs; of ids in no order, K^2 / V of the groups are open, which is K^2 group / V ids (2 of 256,000 at K = 128)
+Traffic besides those: the weight's rows of ids in open groups. Where the best stand in no order, about K^2 group / 2 V
+        groups are open: for K = 128 of V = 256,000 it is one, 32 ids. At worst K / 2 are, 16 K ids
 Shapes  S rows   N groups   kept [S, 2, N]: the best key of each group, then the second
 """
 
@@ -72,12 +72,12 @@ def _open_kernel(ids_ptr, raw_ptr, edits, kept_ptr, keys_ptr, num_ids, N, V, GRO
 
 
 @triton.jit
-def _unpack_kernel(keys_ptr, ids_ptr, values_ptr, size, BLOCK: tl.constexpr):
+def _unpack_kernel(keys_ptr, ids_ptr, values_ptr, size, V, BLOCK: tl.constexpr):
     n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     key = tl.load(keys_ptr + n, mask=n < size, other=0)
     order = (key >> 32).to(tl.int32)
     bits = order ^ ((order >> 31) & 0x7FFFFFFF)
-    tl.store(ids_ptr + n, (key & _LOW) ^ _LOW, mask=n < size)
+    tl.store(ids_ptr + n, tl.minimum((key & _LOW) ^ _LOW, V - 1), mask=n < size)  # beyond is what a row with nan kept
     tl.store(values_ptr + n, bits.to(tl.float32, bitcast=True), mask=n < size)
 
 
@@ -121,12 +121,12 @@ def _ids_of_groups(groups: Tensor, group: int, vocab_size: int) -> Tensor:
     return (firsts[:, :, None] + torch.arange(group, device=groups.device)).flatten(1)
 
 
-def unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
+def unpack(keys: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
     """Ids, int64, and values, float32, of keys."""
     keys = keys.contiguous()
     ids, values = torch.empty_like(keys), torch.empty_like(keys, dtype=torch.float32)
     launch(
-        _unpack_kernel, (triton.cdiv(keys.numel(), 1024),), keys, ids, values, keys.numel(),
+        _unpack_kernel, (triton.cdiv(keys.numel(), 1024),), keys, ids, values, keys.numel(), vocab_size,
         BLOCK=1024, num_warps=4, num_stages=1,
     )  # fmt: skip
     return ids, values

@@ -96,7 +96,7 @@ def quantized_weight(scheme: Scheme, columns: int, depth: int, group: int, scale
 
 def _head() -> Iterator[Shipped]:
     for model, soft_cap in ((POLYLM_13B, None), (GPT2, None), (GEMMA3, 30.0)):
-        for rows in (1, DECODE_ROWS):
+        for rows in (1, DECODE_ROWS, 256) if model is POLYLM_13B else (1, DECODE_ROWS):
             hidden, weight = tensor(rows, model.hidden), tensor(model.vocab, model.hidden)
             flops = product_flops(rows, model.vocab, model.hidden)
             for edited in (False, True):
@@ -104,8 +104,9 @@ def _head() -> Iterator[Shipped]:
                     operation=ops.head_topk,
                     configuration=f"{model.name}, {rows} rows" + ", edits, draws, top 8" * edited,
                     args=(hidden, weight),
-                    options={"k": 64, "soft_cap": soft_cap, **(_edited(model, rows) if edited else {})},
+                    options={"k": 128, "soft_cap": soft_cap, **(_edited(model, rows) if edited else {})},
                     flops=flops,
+                    many_rows=rows > DECODE_ROWS,
                     products="head",
                 )
             yield Shipped(
@@ -114,6 +115,7 @@ def _head() -> Iterator[Shipped]:
                 args=(hidden, weight),
                 options={"soft_cap": soft_cap},
                 flops=flops,
+                many_rows=rows > DECODE_ROWS,
                 products="head",
             )
         rows = PREFILL_ROWS
@@ -123,6 +125,7 @@ def _head() -> Iterator[Shipped]:
             args=(tensor(rows, model.hidden), tensor(model.vocab, model.hidden), tensor(rows, dtype=torch.int64)),
             options={"num_top": 8, "soft_cap": soft_cap},
             flops=product_flops(rows, model.vocab, model.hidden),
+            many_rows=True,
             products="head",
         )
 
