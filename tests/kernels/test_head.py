@@ -348,14 +348,13 @@ def test_rows_may_lie_apart_in_memory(dtype):
     assert all(torch.equal(a, b) for a, b in zip(fields(ours), fields(expected), strict=True))
 
 
-@pytest.mark.parametrize("k", [3, 200])
-def test_every_element_is_written(k):
+def test_every_element_is_written():
     hidden, weight = head(3, vocab=2100)
     edits, temperature = edits_of(3, 2100), torch.rand(3) + 0.5
     targets = torch.tensor([0, 2099, 5000])
 
     def everything() -> list[Tensor]:
-        options = {"k": k, "num_top": 9, "uniforms": uniforms_of(3, 2100)}
+        options = {"k": 200, "num_top": 9, "uniforms": uniforms_of(3, 2100)}
         return [
             *fields(ops.head_topk(hidden, weight, **options)),
             *fields(ops.head_topk(hidden, weight, edits=edits, temperature=temperature, **options)),
@@ -369,7 +368,7 @@ def test_every_element_is_written(k):
 
 
 def test_a_row_has_the_same_bits_in_any_company(dtype, threads, vocab):
-    num_rows = 12
+    num_rows = 9
     hidden, weight = head(num_rows, vocab, 72, dtype)
     edits, temperature = edits_of(num_rows, vocab), torch.rand(num_rows) + 0.2
     uniforms, targets = uniforms_of(num_rows, vocab, 72), torch.randint(vocab, (num_rows,))
@@ -377,7 +376,7 @@ def test_a_row_has_the_same_bits_in_any_company(dtype, threads, vocab):
         hidden, weight, k=20, edits=edits, temperature=temperature, uniforms=uniforms, num_top=5, soft_cap=20.0
     )
     scored = ops.token_logprobs(hidden, weight, targets, num_top=5, soft_cap=20.0)
-    for start, end in ((0, 1), (3, 9), (11, 12)):
+    for start, end in ((0, 1), (3, 7), (8, 9)):
         rows = slice(start, end)
         alone = ops.head_topk(
             hidden[rows], weight, k=20, edits=rows_of(edits, start, end), temperature=temperature[rows],
