@@ -75,7 +75,7 @@ def test_every_grouping_and_head_size_is_as_exact_as_torch(heads, dtype, backend
 
 
 @in_each_dtype
-@pytest.mark.parametrize("lens", [[0, 1, 63, 64, 65], [127, 128, 129], [1] * 5], ids=str)
+@pytest.mark.parametrize("lens", [[0, 1, 63, 64, 65], [127, 128, 129], [1, 2, 1, 3]], ids=str)
 def test_lengths_about_a_tile_are_as_exact_as_torch(lens, dtype, backend, poisoned):
     check(lens, (1, 1, 16), dtype)
 
