@@ -34,6 +34,13 @@ def test_gated_activations_are_as_exact_as_torch(op, plain, width, dtype):
     assert_as_good_as_torch(op(x), plain(gate) * up, plain(gate.double()) * up.double())
 
 
+def test_activations_of_float16_are_as_exact_as_torch():
+    x, bias = (3 * torch.randn(9, 62)).half(), torch.randn(62).half()
+    gate, up = x[:, :31], x[:, 31:]
+    assert_as_good_as_torch(ops.bias_gelu(x, bias), gelu(x + bias), gelu(x.double() + bias.double()))
+    assert_as_good_as_torch(ops.gated_silu(x), F.silu(gate) * up, F.silu(gate.double()) * up.double())
+
+
 @pytest.mark.parametrize("op", [ops.bias_gelu, ops.gated_silu, ops.gated_gelu])
 def test_far_from_zero_nothing_overflows(op):
     x = torch.tensor([[-1e4, -200.0, -90.0, 90.0, 200.0, 1e4]])

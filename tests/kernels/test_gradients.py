@@ -1,11 +1,15 @@
 """Gradients pass through the operations that training uses, as exactly as through plain torch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from polyserve_kernels import ops
+from polyserve_kernels.dispatch import use_backend
+from polyserve_kernels.triton import tuning
 from support.gradients import assert_gradients
 
 
@@ -39,7 +43,7 @@ def summed_layer(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> T
     return torch.cat(ops.layer_norm(x, weight, bias, eps=1e-5, residual=residual, out_dtype=torch.float32))
 
 
-@pytest.mark.parametrize("shape", [(40, 64), (130, 33), (4, 9, 31), (6, 129)])
+@pytest.mark.parametrize("shape", [(40, 64), (130, 33), (4, 9, 31), (6, 129), (40, 600)])
 def test_norms(shape, backend, poisoned, dtype):
     assert_gradients(lambda x, weight: ops.rms_norm(x, weight, eps=1e-5), plain_rms, shape, shape[-1:], dtype=dtype)
     assert_gradients(
@@ -66,6 +70,19 @@ def test_norms_of_a_residual_sum(shape, backend, poisoned, dtype):
         dtype=dtype,
         kept_float32=3,
     )
+
+
+@pytest.mark.parametrize("shape", [(41, 64), (7, 600), (5, 8193)])
+def test_a_program_may_have_many_rows_to_sum(shape, poisoned, monkeypatch):
+    monkeypatch.setitem(tuning.ROWS, 90, replace(tuning.ROWS[90], backward_elements=3072))
+    monkeypatch.setitem(tuning.ACTIVATIONS, 90, replace(tuning.ACTIVATIONS[90], programs=2))
+    with use_backend("triton"):
+        assert_gradients(
+            lambda x, weight, bias: ops.layer_norm(x, weight, bias, eps=1e-5),
+            plain_layer,
+            *(shape, shape[-1:], shape[-1:]),
+        )
+        assert_gradients(ops.bias_gelu, lambda x, bias: F.gelu(x + bias, approximate="tanh"), shape, shape[-1:])
 
 
 def test_gradients_of_a_norm_that_nobody_wants_are_left_out(backend, poisoned):

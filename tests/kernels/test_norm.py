@@ -88,6 +88,11 @@ def test_rows_too_long_for_registers_are_normed_in_pieces(channels):
     assert_as_good_as_torch(ops.rms_norm(x, weight, eps=EPS), plain_rms(x, weight.bfloat16()), exact)
 
 
+def test_long_rows_inside_a_wider_tensor_are_normed_where_they_lie():
+    x, weight = torch.randn(2, 3, 16400)[:, :2], torch.randn(16400)
+    assert torch.equal(ops.rms_norm(x, weight, eps=EPS).flatten(0, 1), ops.rms_norm(x.flatten(0, 1), weight, eps=EPS))
+
+
 def test_weights_may_have_a_dtype_of_their_own():
     x, weight = torch.randn(5, 70).bfloat16(), torch.randn(70)
     y = ops.rms_norm(x, weight, eps=EPS, out_dtype=torch.float32)
@@ -95,11 +100,19 @@ def test_weights_may_have_a_dtype_of_their_own():
     assert_as_good_as_torch(y, plain_rms(x.float(), weight), plain_rms(x.double(), weight.double()))
 
 
+def test_norms_of_float16_are_as_exact_as_torch():
+    x, weight, bias = (torch.randn(shape).half() for shape in ((5, 70), (70,), (70,)))
+    exact = plain_rms(x.double(), weight.double())
+    assert_as_good_as_torch(ops.rms_norm(x, weight, eps=EPS), plain_rms(x, weight), exact)
+    exact = F.layer_norm(x.double(), (70,), weight.double(), bias.double(), EPS)
+    assert_as_good_as_torch(ops.layer_norm(x, weight, bias, eps=EPS), F.layer_norm(x, (70,), weight, bias, EPS), exact)
+
+
 def test_heads_inside_a_wider_tensor_are_normed_where_they_lie():
     qkv, weight = torch.randn(6, 5, 7, 16), torch.randn(16)
     for heads in (qkv[:, 1:3, 2:5], qkv[:, 0, 2:5], qkv[:, 1, 2], qkv[2, 1, 3]):
-        expected = ops.rms_norm(heads.contiguous(), weight, eps=EPS)
-        assert torch.equal(ops.rms_norm(heads, weight, eps=EPS), expected)
+        rows = heads.reshape(-1, 16)
+        assert torch.equal(ops.rms_norm(heads, weight, eps=EPS).view(-1, 16), ops.rms_norm(rows, weight, eps=EPS))
 
 
 def test_no_rows_are_no_rows():
