@@ -315,36 +315,46 @@ class AttentionBackwardTuning:
     values: BackwardTiles | None = None
 
 
-ATTENTION_BACKWARD = {  # by the largest head size that a row of the table is for
+ATTENTION_BACKWARD = {  # by the largest head size that its rows are for
     64: {
-        80: AttentionBackwardTuning(BackwardTiles(128, 64, 64, 8, 2), BackwardTiles(64, 64, 64, 8, 2)),
+        80: AttentionBackwardTuning(BackwardTiles(128, 64, 64, 8, 2), BackwardTiles(32, 64, 64, 4, 2)),
         90: AttentionBackwardTuning(BackwardTiles(128, 64, 64, 8, 2), BackwardTiles(64, 128, 64, 8, 2)),
         100: AttentionBackwardTuning(BackwardTiles(128, 64, 64, 8, 2), BackwardTiles(64, 128, 64, 8, 2)),
+    },
+    96: {
+        80: AttentionBackwardTuning(BackwardTiles(128, 32, 64, 8, 2), BackwardTiles(32, 64, 128, 8, 2)),
+        90: AttentionBackwardTuning(BackwardTiles(128, 64, 32, 8, 2), BackwardTiles(32, 128, 128, 8, 2)),
+        100: AttentionBackwardTuning(BackwardTiles(128, 64, 64, 8, 2), BackwardTiles(64, 128, 128, 8, 2)),
     },
     128: {
         80: AttentionBackwardTuning(BackwardTiles(128, 32, 64, 8, 2), BackwardTiles(32, 64, 128, 8, 2)),
         90: AttentionBackwardTuning(BackwardTiles(128, 64, 64, 8, 2), BackwardTiles(32, 128, 128, 8, 2)),
-        100: AttentionBackwardTuning(BackwardTiles(128, 64, 64, 8, 2), BackwardTiles(32, 128, 128, 8, 2)),
+        100: AttentionBackwardTuning(BackwardTiles(128, 64, 64, 8, 2), BackwardTiles(64, 128, 128, 8, 2)),
     },
     256: {
         80: AttentionBackwardTuning(
             BackwardTiles(64, 32, 128, 8, 2), BackwardTiles(32, 64, 128, 8, 2), BackwardTiles(64, 64, 128, 8, 2)
         ),
         90: AttentionBackwardTuning(
-            BackwardTiles(128, 32, 128, 8, 2), BackwardTiles(32, 128, 128, 8, 2), BackwardTiles(32, 128, 128, 8, 2)
+            BackwardTiles(128, 32, 64, 8, 2), BackwardTiles(32, 128, 64, 8, 2), BackwardTiles(32, 128, 64, 8, 2)
         ),
         100: AttentionBackwardTuning(
-            BackwardTiles(128, 32, 128, 8, 2), BackwardTiles(32, 128, 128, 8, 2), BackwardTiles(32, 128, 128, 8, 2)
+            BackwardTiles(128, 32, 128, 8, 2), BackwardTiles(32, 128, 128, 8, 2), BackwardTiles(32, 128, 64, 8, 3)
         ),
     },
 }
+_FLOAT32_TILES = BackwardTiles(32, 32, 32, 8, 3)
+_WIDE_FLOAT32_TILES = BackwardTiles(16, 32, 32, 8, 2)
 ATTENTION_BACKWARD_FLOAT32 = {
-    80: AttentionBackwardTuning(BackwardTiles(32, 32, 32, 4, 2), BackwardTiles(32, 32, 32, 4, 2))
+    128: {80: AttentionBackwardTuning(_FLOAT32_TILES, _FLOAT32_TILES, _FLOAT32_TILES)},
+    256: {
+        80: AttentionBackwardTuning(BackwardTiles(32, 16, 32, 8, 3), _WIDE_FLOAT32_TILES, _WIDE_FLOAT32_TILES),
+    },
 }
 
 
 def attention_backward_tuning(arch: int, head_size: int, dtype: torch.dtype) -> AttentionBackwardTuning:
-    if dtype == torch.float32 and not INTERPRETED:
-        return tuned(ATTENTION_BACKWARD_FLOAT32, arch)
-    widest = min((size for size in ATTENTION_BACKWARD if size >= head_size), default=max(ATTENTION_BACKWARD))
-    return tuned(ATTENTION_BACKWARD[widest], arch)
+    is_float32 = dtype == torch.float32 and not INTERPRETED
+    table = ATTENTION_BACKWARD_FLOAT32 if is_float32 else ATTENTION_BACKWARD
+    widest = min((size for size in table if size >= head_size), default=max(table))
+    return tuned(table[widest], arch)
