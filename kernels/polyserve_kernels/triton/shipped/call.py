@@ -39,9 +39,8 @@ class Shipped:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What is multiplied: the dtype of the first argument."""
-        dtype: torch.dtype = self.args[0].dtype
-        return dtype
+        """What is multiplied: the dtype of the first tensor."""
+        return next(x.dtype for x in self.args if isinstance(x, Tensor))
 
     def run(self) -> int:
         """Make the call; the caller observes its launches. Returns the bytes that it must at least move."""
