@@ -19,7 +19,10 @@ GROUP_SIZES = (16, 32, 64, 128)  # channels of a quantised weight that share a s
 def check_shape(name: str, x: Tensor, wanted: Sequence[int | str]) -> None:
     """Refuse a shape that differs. A number is wanted exactly; a word stands for any size, and names it."""
     shape = x.shape
-    if len(shape) != len(wanted) or any(w != s and not isinstance(w, str) for w, s in zip(wanted, shape, strict=True)):
+    fits = len(shape) == len(wanted)
+    for w, s in zip(wanted, shape, strict=False):
+        fits = fits and (w == s or isinstance(w, str))
+    if not fits:
         raise ValueError(f"{name} must have shape [{', '.join(map(str, wanted))}], got {list(shape)}")
 
 
@@ -30,12 +33,9 @@ def check_dtype(name: str, x: Tensor, *wanted: torch.dtype) -> None:
 
 def check_together(**tensors: Tensor | None) -> None:
     """Refuse tensors on different devices."""
-    present = {name: x for name, x in tensors.items() if x is not None}
-    devices = {x.device for x in present.values()}
-    if len(devices) > 1:
-        raise ValueError(
-            f"{', '.join(present)} must be on one device, got {', '.join(str(x.device) for x in present.values())}"
-        )
+    if len({x.device for x in tensors.values() if x is not None}) > 1:
+        present = {name: x.device for name, x in tensors.items() if x is not None}
+        raise ValueError(f"{', '.join(present)} must be on one device, got {', '.join(map(str, present.values()))}")
 
 
 def check_contiguous(name: str, x: Tensor) -> None:

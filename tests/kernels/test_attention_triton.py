@@ -1,7 +1,12 @@
 """What only the Triton kernels of attention have: splits and their fold, ids that they must mask, and planted bugs."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,7 +47,10 @@ def decoded(q: Tensor, k: Tensor, v: Tensor, **option: object) -> Tensor:
 @pytest.mark.parametrize("programs", [1, 6, 1000])
 def test_a_token_has_the_same_bits_however_many_programs_share_its_keys(programs, monkeypatch, dtype):
     q, k, v = heads(sum(LENS), 2, 1, 16, dtype)
-    table = {arch: replace(row, decode_programs=programs) for arch, row in tuning.ATTENTION.items()}
+    table = {
+        arch: {size: replace(row, decode_programs=programs) for size, row in by_size.items()}
+        for arch, by_size in tuning.ATTENTION.items()
+    }
     monkeypatch.setattr(tuning, "ATTENTION", table)
     monkeypatch.setattr(tuning, "_INTERPRETED_DECODE_PROGRAMS", programs)
     packed = ops.attention_varlen(q, k, v, bounds(LENS), scale=0.2)
@@ -139,3 +147,20 @@ def test_a_planted_bug_is_caught(module, name, bug, monkeypatch):
     monkeypatch.setattr(module, name, bug)
     with pytest.raises(AssertionError):
         check()
+
+
+@pytest.mark.slow
+def test_compiled_kernels_sum_a_row_in_one_order_packed_prefilled_and_decoded():
+    """The interpreter cannot see this: on a GPU the order of a sum is that of the threads that hold it."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, "-m", "support.attention_layouts"],
+        check=True, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1], env=environment,
+    )  # fmt: skip
+    told: dict[str, list[str]] = json.loads(run.stdout)
+    for arch in ("80", "90", "100"):
+        for size in ("64", "256"):
+            same = [layouts for name, layouts in told.items() if name.split()[1:] == [arch, size]]
+            assert len(same) == 4
+            assert all(layouts == same[0] for layouts in same)
+            assert len(same[0]) == 1

@@ -269,7 +269,8 @@ def attend(
         BLOCK_SIZE=keys.block_size, D=head_size, V_SPAN=span,
         K_PARTS=head_parts(head_size, rows.key_part), V_PARTS=head_parts(span, rows.value_part),
         BLOCK_M=rows.block_m, BLOCK_N=tuning.block_n, SPLITS=splits,
-        num_warps=rows.num_warps, num_stages=tuning.num_stages if keys.tables is None else tuning.num_stages + 1,
+        maxnreg=rows.max_registers, num_warps=rows.num_warps,
+        num_stages=tuning.num_stages if keys.tables is None else tuning.num_stages + 1,
     )  # fmt: skip
 
 

@@ -260,6 +260,7 @@ class AttentionRows:
     num_warps: int  # they share the rows, so that no row's sum is in two of them
     key_part: int  # elements of a head that are multiplied at once, at most
     value_part: int  # elements of a tile's result that are in registers at once, at most
+    max_registers: int | None = None  # None: as many as the assembler likes, which may spill to save some
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,25 +274,29 @@ class AttentionTuning:
     decode_programs: int  # wanted, to fill the GPU: a batch that gives fewer shares its key tiles among several
 
 
-ATTENTION = {
-    80: AttentionTuning(64, AttentionRows(128, 8, 32, 16), AttentionRows(64, 4, 32, 16), 3, decode_programs=864),
-    90: AttentionTuning(64, AttentionRows(128, 8, 64, 64), AttentionRows(64, 4, 64, 32), 3, decode_programs=1056),
-    100: AttentionTuning(64, AttentionRows(128, 8, 64, 64), AttentionRows(128, 8, 64, 64), 3, decode_programs=1184),
+ATTENTION = {  # architecture, then the largest head size that a row is for
+    80: {
+        96: AttentionTuning(64, AttentionRows(128, 8, 32, 16), AttentionRows(64, 4, 32, 16, 255), 4, 864),
+        128: AttentionTuning(64, AttentionRows(128, 8, 32, 16), AttentionRows(64, 4, 32, 16), 4, 864),
+        256: AttentionTuning(64, AttentionRows(128, 8, 128, 32), AttentionRows(64, 4, 128, 32), 2, 864),
+    },
+    90: {
+        128: AttentionTuning(64, AttentionRows(128, 8, 64, 64), AttentionRows(64, 4, 64, 32), 3, 1056),
+        256: AttentionTuning(64, AttentionRows(128, 8, 64, 64), AttentionRows(64, 4, 64, 32), 2, 1056),
+    },
+    100: {
+        128: AttentionTuning(64, AttentionRows(128, 8, 64, 64), AttentionRows(128, 8, 64, 64), 3, 1184),
+        256: AttentionTuning(32, AttentionRows(128, 8, 64, 64), AttentionRows(128, 8, 64, 64), 2, 1184),
+    },
 }
-ATTENTION_WIDE = {  # heads of more than 128 elements
-    80: AttentionTuning(64, AttentionRows(128, 8, 128, 32), AttentionRows(64, 4, 128, 32), 2, decode_programs=864),
-    90: AttentionTuning(64, AttentionRows(128, 8, 64, 64), AttentionRows(64, 4, 64, 32), 2, decode_programs=1056),
-    100: AttentionTuning(32, AttentionRows(128, 8, 64, 64), AttentionRows(128, 8, 64, 64), 2, decode_programs=1184),
-}
-_ATTENTION_FLOAT32 = AttentionTuning(
-    32, AttentionRows(32, 4, 32, 32), AttentionRows(32, 4, 32, 32), 2, decode_programs=864
-)
+_ATTENTION_FLOAT32 = AttentionTuning(32, AttentionRows(32, 4, 32, 32), AttentionRows(32, 4, 32, 32), 2, 864)
 _INTERPRETED_DECODE_PROGRAMS = 8  # so that small batches share key tiles and others do not
 
 
 def attention_tuning(arch: int, head_size: int, dtype: torch.dtype) -> AttentionTuning:
     """The interpreter runs one program after another and has no registers: it is faster with few and large tiles."""
-    tuning = tuned(ATTENTION_WIDE if head_size > 128 else ATTENTION, arch)
+    by_size = tuned(ATTENTION, arch)
+    tuning = by_size[min((size for size in by_size if size >= head_size), default=max(by_size))]
     if INTERPRETED:
         return replace(tuning, decode_programs=_INTERPRETED_DECODE_PROGRAMS)
     return _ATTENTION_FLOAT32 if dtype == torch.float32 else tuning
