@@ -34,12 +34,12 @@ def _logits_kernel(
     first = tl.program_id(1) * BLOCK_N
     ids = first + tl.arange(0, BLOCK_N)
     raw = raw_tile(head, rows, ids, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K)
-    place = rows.to(tl.int64)[:, None] * head.vocab_size + ids[None, :]
+    start = rows.to(tl.int64) * head.vocab_size
     inside = (rows < head.num_rows)[:, None] & (ids < head.vocab_size)[None, :]
-    tl.store(raw_ptr + place, raw, mask=inside)
+    tl.store((raw_ptr + start)[:, None] + ids[None, :], raw, mask=inside)
     if edits is not None:
         raw = edit_tile(edits, raw, rows, first, head.num_rows, head.vocab_size, BLOCK_M, BLOCK_N)
-    tl.store(edited_ptr + place, raw, mask=inside)
+    tl.store((edited_ptr + start)[:, None] + ids[None, :], raw, mask=inside)
 
 
 def num_vocab_tiles(vocab_size: int, channels: int) -> int:  # noqa: ARG001  (other backends' tiles depend on it)
