@@ -13,7 +13,7 @@
 
 #include "dtypes.h"
 #include "kernels.h"
-#include "dots.h"
+#include "product.h"
 #include "threads.h"
 
 namespace PS_ISA {

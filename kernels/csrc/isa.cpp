@@ -5,9 +5,7 @@
 #include "head.cpp"
 #include "matmul.cpp"
 #include "norm.cpp"
-#include "pack.cpp"
 #include "rotary.cpp"
-#include "unpack.cpp"
 
 #define PS_STRING_OF(x) #x
 #define PS_STRING(x) PS_STRING_OF(x)
@@ -15,6 +13,6 @@
 namespace PS_ISA {
 
 extern const ps::Table table;
-const ps::Table table = {PS_STRING(PS_ISA), matmul, norm, activation, rotary, attention, head, packed_bytes, pack, unpack};
+const ps::Table table = {PS_STRING(PS_ISA), matmul, norm, activation, rotary, attention, head};
 
 }  // namespace PS_ISA

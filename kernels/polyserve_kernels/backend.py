@@ -3,20 +3,16 @@
 Their contracts are in `ops.py`, which has checked every argument before it calls them. Options have no defaults here.
 """
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from polyserve_kernels.types import BlockCache, HeadTopK, LogitEdits, LossOptions, QuantizedWeight, Scoring
 
-Weight = Any  # a Tensor; or a PackedWeight, which only backends that pack are given
-
 
 class Backend(Protocol):
-    packing: Any  # the functions packed_weight, pack and unpacked, or None
-
-    def matmul(self, x: Tensor, w: Weight, bias: Tensor | None, *, out_dtype: torch.dtype) -> Tensor: ...
+    def matmul(self, x: Tensor, w: Tensor, bias: Tensor | None, *, out_dtype: torch.dtype) -> Tensor: ...
 
     def quantized_matmul(
         self, x: Tensor, w: QuantizedWeight, bias: Tensor | None, *, out_dtype: torch.dtype
@@ -80,7 +76,7 @@ class Backend(Protocol):
     def head_topk(
         self,
         hidden: Tensor,
-        weight: Weight,
+        weight: Tensor,
         *,
         k: int,
         temperature: Tensor | None,
@@ -93,7 +89,7 @@ class Backend(Protocol):
     def head_logits(
         self,
         hidden: Tensor,
-        weight: Weight,
+        weight: Tensor,
         *,
         edits: LogitEdits | None,
         temperature: Tensor | None,
@@ -101,7 +97,7 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
     def token_logprobs(
-        self, hidden: Tensor, weight: Weight, targets: Tensor, *, num_top: int, soft_cap: float | None
+        self, hidden: Tensor, weight: Tensor, targets: Tensor, *, num_top: int, soft_cap: float | None
     ) -> tuple[Tensor, Tensor, Tensor]: ...
 
     def linear_cross_entropy(self, hidden: Tensor, weight: Tensor, targets: Tensor, options: LossOptions) -> Tensor: ...
