@@ -13,7 +13,7 @@
 
 #include "dtypes.h"
 #include "kernels.h"
-#include "product.h"
+#include "dots.h"
 #include "threads.h"
 
 namespace PS_ISA {

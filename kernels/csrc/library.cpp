@@ -50,12 +50,16 @@ PS_EXPORT const char* ps_choose(const char* name) {
 }
 
 // How large each struct of arguments is here, in the order of kernels.h: whoever fills them can see that both sides agree.
-PS_EXPORT void ps_sizes(int64_t sizes[6]) {
-  const int64_t all[6] = {sizeof(ps::MatmulArgs), sizeof(ps::NormArgs),      sizeof(ps::ActivationArgs),
-                          sizeof(ps::RotaryArgs), sizeof(ps::AttentionArgs), sizeof(ps::HeadArgs)};
+PS_EXPORT void ps_sizes(int64_t sizes[9]) {
+  const int64_t all[9] = {sizeof(ps::Weight),         sizeof(ps::PackArgs),   sizeof(ps::UnpackArgs),
+                          sizeof(ps::MatmulArgs),     sizeof(ps::NormArgs),   sizeof(ps::ActivationArgs),
+                          sizeof(ps::RotaryArgs),     sizeof(ps::AttentionArgs), sizeof(ps::HeadArgs)};
   std::memcpy(sizes, all, sizeof all);
 }
 
+PS_EXPORT int64_t ps_packed_bytes(const ps::Weight* weight) { return chosen->packed_bytes(*weight); }
+PS_EXPORT void ps_pack(const ps::PackArgs* args) { chosen->pack(*args); }
+PS_EXPORT void ps_unpack(const ps::UnpackArgs* args) { chosen->unpack(*args); }
 PS_EXPORT void ps_matmul(const ps::MatmulArgs* args) { chosen->matmul(*args); }
 PS_EXPORT void ps_norm(const ps::NormArgs* args) { chosen->norm(*args); }
 PS_EXPORT void ps_activation(const ps::ActivationArgs* args) { chosen->activation(*args); }

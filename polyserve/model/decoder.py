@@ -22,6 +22,7 @@ from polyserve.model.linear import unfilled
 from polyserve.model.mlp import MLP
 from polyserve.model.norms import Norm
 from polyserve.model.positions import RotaryTable
+from polyserve_kernels.types import PackedWeight
 
 
 class Layer(nn.Module):
@@ -65,7 +66,9 @@ class Decoder(nn.Module):
         self.embedding = Embedding(config, dtype=dtype)
         self.layers = nn.ModuleList(Layer(config, layer, dtype=dtype) for layer in range(config.num_layers))
         self.norm = Norm(config, config.hidden_size, out_dtype=dtype)
-        self.head = None if config.tied_head else unfilled(config.vocab_size, config.hidden_size, dtype=dtype)
+        self.head: Tensor | PackedWeight | None = (
+            None if config.tied_head else unfilled(config.vocab_size, config.hidden_size, dtype=dtype)
+        )
         kinds = list(zip(config.rope_bases, config.rope_scalings, strict=True))
         self._table_of_layer = [list(dict.fromkeys(kinds)).index(kind) for kind in kinds]
         self.rotary_tables = nn.ModuleList(
@@ -74,7 +77,7 @@ class Decoder(nn.Module):
         )
 
     @property
-    def head_weight(self) -> Tensor:
+    def head_weight(self) -> Tensor | PackedWeight:
         """[V, C]"""
         return self.embedding.weight if self.head is None else self.head
 

@@ -6,6 +6,7 @@ Gradients are those of the reference, which computes the operation once more for
 from polyserve_kernels.autograd import recomputed
 from polyserve_kernels.cpu import activation, attention, norm
 from polyserve_kernels.cpu import matmul as product
+from polyserve_kernels.cpu import packed as packing
 from polyserve_kernels.cpu import quantized_matmul as quantized_product
 from polyserve_kernels.cpu import rotary as turning
 from polyserve_kernels.cpu.attention import paged_decode, paged_prefill
@@ -18,8 +19,9 @@ from polyserve_kernels.reference.random import random_uniform
 
 __all__ = [
     "add_layer_norm", "add_rms_norm", "attention_varlen", "bias_gelu", "copy_blocks", "gated_gelu", "gated_silu",
-    "head_logits", "head_topk", "layer_norm", "linear_cross_entropy", "matmul", "num_vocab_tiles", "paged_decode",
-    "paged_prefill", "quantized_matmul", "random_uniform", "rms_norm", "rotary", "rotary_write_kv", "token_logprobs",
+    "head_logits", "head_topk", "layer_norm", "linear_cross_entropy", "matmul", "num_vocab_tiles", "packing",
+    "paged_decode", "paged_prefill", "quantized_matmul", "random_uniform", "rms_norm", "rotary", "rotary_write_kv",
+    "token_logprobs",
 ]  # fmt: skip
 
 matmul = recomputed(product.matmul, reference.matmul)

@@ -28,6 +28,7 @@ def library() -> ctypes.CDLL:
     if path is None:
         raise OSError(f"no _native*.so in {Path(__file__).parent}")
     loaded = ctypes.CDLL(str(path))
+    loaded.ps_packed_bytes.restype = ctypes.c_int64
     loaded.ps_choose.argtypes, loaded.ps_choose.restype = [ctypes.c_char_p], ctypes.c_char_p
     wanted = os.environ.get("POLYSERVE_CPU_ISA", "")
     if loaded.ps_choose(wanted.encode() or None) is None:
@@ -56,11 +57,28 @@ def runs_here() -> bool:
 def _struct(name: str, **kinds: str) -> type[ctypes.Structure]:
     """A C struct.  kinds: for each C type the names of the fields of that type, in order."""
     types = {"pointers": ctypes.c_void_p, "sizes": ctypes.c_int64, "floats": ctypes.c_float, "numbers": ctypes.c_int32}
-    fields = [(field, types[kind]) for kind, fields in kinds.items() for field in fields.split()]
+    fields = [(field, types[kind.removeprefix("more_")]) for kind, fields in kinds.items() for field in fields.split()]
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
-Matmul = _struct("Matmul", pointers="x w bias y", sizes="T N K x_stride w_stride", numbers="dtype out_dtype threads")
+Weight = _struct(
+    "Weight",
+    pointers="data",
+    sizes="rows channels stride",
+    numbers="dtype bits offset group block scale_dtype has_min two_level",
+)
+Pack = _struct(
+    "Pack",
+    pointers="weight source rows",
+    sizes="num_rows first_channel num_channels row_stride channel_stride",
+    more_pointers="scales minimums",
+    more_sizes="scale_row scale_group",
+    numbers="source_dtype gguf_type threads",
+)
+Unpack = _struct("Unpack", pointers="weights rows y", sizes="num_weights num_rows", numbers="threads")
+Matmul = _struct(
+    "Matmul", pointers="x weights bias y", sizes="T N K x_stride num_weights", numbers="dtype out_dtype threads"
+)
 Norm = _struct(
     "Norm",
     pointers="x residual new_residual weight bias y",
@@ -88,7 +106,7 @@ Head = _struct(
         "hidden weight temperature edit_rows edit_ids edit_repetition edit_bias allowed uniforms targets "
         "ids values raw lse raw_lse drawn_ids drawn_raw top_ids top_raw target_raw all_raw all_edited"
     ),
-    sizes="S C V K num_top num_edits hidden_stride weight_stride",
+    sizes="S C V K num_top num_edits hidden_stride",
     floats="soft_cap",
     numbers="dtype threads",
 )
@@ -106,6 +124,8 @@ def call(function: str, struct: type[ctypes.Structure], **fields: Any) -> None:
 def _value(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.data_ptr()
+    if isinstance(value, ctypes.Array | ctypes.Structure):
+        return ctypes.addressof(value)
     return DTYPES[value] if isinstance(value, torch.dtype) else value
 
 

@@ -14,6 +14,9 @@ from polyserve_kernels.reference.sampling import head_logits, head_topk, num_voc
 
 __all__ = [
     "add_layer_norm", "add_rms_norm", "attention_varlen", "bias_gelu", "copy_blocks", "gated_gelu", "gated_silu",
-    "head_logits", "head_topk", "layer_norm", "linear_cross_entropy", "matmul", "num_vocab_tiles", "paged_decode",
-    "paged_prefill", "quantized_matmul", "random_uniform", "rms_norm", "rotary", "rotary_write_kv", "token_logprobs",
+    "head_logits", "head_topk", "layer_norm", "linear_cross_entropy", "matmul", "num_vocab_tiles", "packing",
+    "paged_decode", "paged_prefill", "quantized_matmul", "random_uniform", "rms_norm", "rotary", "rotary_write_kv",
+    "token_logprobs",
 ]  # fmt: skip
+
+packing = None  # weights are multiplied as torch keeps them
