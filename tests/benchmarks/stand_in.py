@@ -5,13 +5,14 @@ DIARY is a folder: NAME.pid holds an engine's process, `turns` a line for each r
 """
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 NAME = "@NAME@"
 DIARY = Path("@DIARY@")
-FAULT = "@FAULT@"  # "" or when to fail: loading, warm-up, round, length, exit
+FAULT = "@FAULT@"  # "", or when to fail: loading, warm-up, round, length, exit; helper: a process of its own that stays
 WARM_UP_TOKENS = 4
 
 
@@ -37,10 +38,11 @@ class StandIn:
 def running() -> list[str]:
     """Other engines that are neither held by a signal nor at an end."""
     others = [file for file in sorted(DIARY.glob("*.pid")) if file.stem != NAME]
-    return [file.stem for file in others if state_of(Path("/proc", file.read_text(), "stat")) not in ("T", "Z", "")]
+    return [file.stem for file in others if state_of(file.read_text()) not in ("T", "Z", "")]
 
 
-def state_of(stat: Path) -> str:
+def state_of(process: str) -> str:
+    stat = Path("/proc", process, "stat")
     return stat.read_text().rpartition(")")[2].split()[0] if stat.exists() else ""
 
 
@@ -49,4 +51,7 @@ def load(job: dict[str, Any]) -> StandIn:
         raise ValueError("no such model")
     print("a line on standard output that is not the protocol's")
     (DIARY / f"{NAME}.pid").write_text(str(os.getpid()))
+    if FAULT == "helper":
+        helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        (DIARY / "helper").write_text(str(helper.pid))
     return StandIn(job)

@@ -157,12 +157,13 @@ def test_no_engine_at_all_is_an_error_that_says_why(race):
         race.run("polyserve,vllm")
 
 
-def test_no_engine_outlives_the_comparison(race, tmp_path):
-    for name in ("polyserve", "vllm"):
-        race.enter(name)
+def test_no_engine_outlives_the_comparison_nor_what_it_started(race, tmp_path):
+    race.enter("polyserve", fault="helper")
+    race.enter("vllm")
     race.run("polyserve,vllm")
-    for file in tmp_path.glob("*.pid"):
-        assert not Path("/proc", file.read_text()).exists()
+    for file in (*tmp_path.glob("*.pid"), tmp_path / "helper"):
+        stat = Path("/proc", file.read_text(), "stat")
+        assert not stat.exists() or ") Z " in stat.read_text()  # killed, and not yet missed by its new parent
 
 
 def test_a_run_that_two_figures_need_is_made_once():
