@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "simd.h"
@@ -58,36 +59,34 @@ inline void dot_tile(const T* const x[MR], const T* const w[NR], long K, float* 
   for (int i = 0; i < count; ++i) out[i] = result[i];
 }
 
-constexpr int kRows = 4, kCols = W / 4;  // of a full tile: W sums
+constexpr int kRows = 4;  // most rows of x in a tile, which has as many rows of w as make W sums
 
 // emit(m, n, x_m . w_n) for all rows of x and of w. x_row and w_row give a row's address.
 template <class T, class XRow, class WRow, class Emit>
 inline void dot_rows(long num_x, long num_w, long K, XRow x_row, WRow w_row, Emit emit) {
-  const auto tile = [&](auto mr, auto nr, long m, long n) {
-    constexpr int MR = decltype(mr)::value, NR = decltype(nr)::value;
+  const auto against_all = [&](auto mr, long m) {
+    constexpr int MR = decltype(mr)::value, NR = W / MR;
     const T* xs[MR];
-    const T* ws[NR];
-    float out[MR * NR];
     for (int i = 0; i < MR; ++i) xs[i] = x_row(m + i);
-    for (int j = 0; j < NR; ++j) ws[j] = w_row(n + j);
-    dot_tile<T, MR, NR>(xs, ws, K, out);
-    for (int i = 0; i < MR; ++i) {
-      for (int j = 0; j < NR; ++j) emit(m + i, n + j, out[i * NR + j]);
+    for (long n = 0; n < num_w; n += NR) {
+      const T* ws[NR];
+      float out[MR * NR];
+      for (int j = 0; j < NR; ++j) ws[j] = w_row(std::min(n + j, num_w - 1));
+      dot_tile<T, MR, NR>(xs, ws, K, out);
+      const int count = static_cast<int>(std::min<long>(NR, num_w - n));
+      for (int i = 0; i < MR; ++i) {
+        for (int j = 0; j < count; ++j) emit(m + i, n + j, out[i * NR + j]);
+      }
     }
   };
   using std::integral_constant;
-  const auto columns = [&](auto nr, long n) {  // every row of x against NR rows of w
-    long m = 0;
-    for (; m + kRows <= num_x; m += kRows) tile(integral_constant<int, kRows>{}, nr, m, n);
-    for (; m + 2 <= num_x; m += 2) tile(integral_constant<int, 2>{}, nr, m, n);
-    for (; m < num_x; ++m) tile(integral_constant<int, 1>{}, nr, m, n);
-  };
-  long n = 0;
-  if (num_x == 1) {  // more streams of weights at once
-    for (; n + 2 * kCols <= num_w; n += 2 * kCols) tile(integral_constant<int, 1>{}, integral_constant<int, 2 * kCols>{}, 0, n);
+  long m = 0;
+  for (; m + kRows <= num_x; m += kRows) against_all(integral_constant<int, kRows>{}, m);
+  switch (num_x - m) {
+    case 3: return against_all(integral_constant<int, 3>{}, m);
+    case 2: return against_all(integral_constant<int, 2>{}, m);
+    case 1: return against_all(integral_constant<int, 1>{}, m);
   }
-  for (; n + kCols <= num_w; n += kCols) columns(integral_constant<int, kCols>{}, n);
-  for (; n < num_w; ++n) columns(integral_constant<int, 1>{}, n);
 }
 
 }  // namespace PS_ISA

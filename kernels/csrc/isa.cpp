@@ -9,12 +9,14 @@
 #include "rotary.cpp"
 #include "unpack.cpp"
 
+#include "decoder.cpp"  // which calls the others
+
 #define PS_STRING_OF(x) #x
 #define PS_STRING(x) PS_STRING_OF(x)
 
 namespace PS_ISA {
 
 extern const ps::Table table;
-const ps::Table table = {PS_STRING(PS_ISA), matmul, norm, activation, rotary, attention, head, packed_bytes, pack, unpack};
+const ps::Table table = {PS_STRING(PS_ISA), matmul, norm, activation, rotary, attention, head, packed_bytes, pack, unpack, decoder};
 
 }  // namespace PS_ISA

@@ -134,6 +134,40 @@ struct HeadArgs {
   int32_t dtype, threads;
 };
 
+struct NormWeights {
+  const float *weight, *bias;  // null: there is none
+};
+
+struct LinearWeights {
+  const Weight* weights;
+  const void* bias;  // of the step's dtype, or null
+  int64_t num_weights, N;
+};
+
+struct DecoderLayer {
+  LinearWeights qkv, out, up, down;
+  NormWeights attention_norm, q_norm, k_norm, attention_post_norm, mlp_norm, mlp_post_norm;
+  const float *cos, *sin;  // [max_len, R / 2], or null: no rotation
+  void *k_cache, *v_cache;
+  float *k_scales, *v_scales;
+  int64_t window;  // 0: none
+};
+
+// A forward pass of a decoder: hidden states after the final norm, and keys and values in their slots.
+struct DecoderArgs {
+  LinearWeights words;         // [V, C]
+  NormWeights embedding_norm, norm;
+  const DecoderLayer* layers;  // [num_layers]
+  const void* position_table;  // [max_len, C] of the step's dtype, or null
+  const float* alibi_slopes;   // [Hq] or null
+  const int64_t *token_ids, *positions, *slots;  // [T]
+  const int32_t *block_tables, *seq_lens, *cu_seqlens_q;  // as in AttentionArgs
+  void* hidden;                // [T, C], contiguous
+  int64_t num_layers, T, S, C, F, Hq, Hkv, D, R, max_blocks, block_size, num_slots;
+  float words_scale, position_scale, eps, scale, soft_cap;  // soft_cap 0: none
+  int32_t activation, interleaved, dtype, cache_dtype, threads;
+};
+
 struct Table {
   const char* name;
   void (*matmul)(const MatmulArgs&);
@@ -145,6 +179,7 @@ struct Table {
   int64_t (*packed_bytes)(const Weight&);
   void (*pack)(const PackArgs&);
   void (*unpack)(const UnpackArgs&);
+  void (*decoder)(const DecoderArgs&);
 };
 
 }  // namespace ps

@@ -26,7 +26,7 @@ void product(const ps::MatmulArgs& a) {
     for (const ps::Weight* w = a.weights; w < a.weights + a.num_weights; column += w++->rows) {
       const Product<P> product(*w, {x[first], x.stride}, M);
       Out* y = static_cast<Out*>(a.y) + first * a.N + column;
-      ps::parallel((w->rows + kTile - 1) / kTile, 1, a.threads, [&](long begin, long end) {
+      ps::parallel((w->rows + kTile - 1) / kTile, kQuad, a.threads, [&](long begin, long end) {
         static thread_local std::vector<float> sums;
         sums.resize(M * kTilesAtATime * kTile);
         for (long tile = begin; tile < end; tile += kTilesAtATime) {

@@ -59,11 +59,15 @@ struct Groups {
 };
 
 // out[m][t * kTile ...] += the groups of x[m] times tile t, for MR rows and NT tiles.
-template <class P, int MR, int NT>
-inline void multiply(const P* const* x, const P* const* w, const Groups* groups, const float* const* sums, long num_groups,
-                     long group, float* const* out) {
+template <class P, int MR, int NT, bool SCALES, bool MINIMUMS>
+inline void multiply(const P* const* x, const P* const* w, const Groups* groups, const float* sums, long sums_stride,
+                     long num_groups, long group, float* const* out) {
   using L = Lane<P>;
   constexpr int NV = NT * kTile / W, per_tile = kTile / W;
+  vf total[MR][NV];
+  for (int m = 0; m < MR; ++m) {
+    for (int v = 0; v < NV; ++v) total[m][v] = load(out[m] + v * W);
+  }
   for (long g = 0; g < num_groups; ++g) {
     vf acc[MR][NV];
     for (int m = 0; m < MR; ++m) {
@@ -78,15 +82,17 @@ inline void multiply(const P* const* x, const P* const* w, const Groups* groups,
       }
     }
     for (int v = 0; v < NV; ++v) {
-      const Groups& s = groups[v / per_tile];
       const long i = g * kTile + v % per_tile * W;
-      for (int m = 0; m < MR; ++m) {
-        vf total = load(out[m] + v * W);
-        total = s.scales == nullptr ? add(total, acc[m][v]) : fma(acc[m][v], load(s.scales + i), total);
-        if (s.minimums != nullptr) total = fma(set(sums[m][g]), load(s.minimums + i), total);
-        store(out[m] + v * W, total);
+      const vf scale = SCALES ? load(groups[v / per_tile].scales + i) : zero();
+      for (int m = 0; m < MR; ++m) total[m][v] = SCALES ? fma(acc[m][v], scale, total[m][v]) : add(total[m][v], acc[m][v]);
+      if constexpr (MINIMUMS) {
+        const vf minimum = load(groups[v / per_tile].minimums + i);
+        for (int m = 0; m < MR; ++m) total[m][v] = fma(set(sums[g * sums_stride + m]), minimum, total[m][v]);
       }
     }
+  }
+  for (int m = 0; m < MR; ++m) {
+    for (int v = 0; v < NV; ++v) store(out[m] + v * W, total[m][v]);
   }
 }
 
@@ -97,7 +103,7 @@ constexpr long kAhead = 6144;  // bytes of a stream of blocks, about what arrive
 // The same for the groups [g, end) of integers that are unpacked in registers: for rows that are too few to share a panel.
 template <int BITS, int MR, int NT>
 inline void multiply_integers(const ps::Weight& w, const Layout& layout, const Table& table, long tile, long end,
-                              const bf16* const* x, const float* const* sums, float* const* out) {
+                              const bf16* const* x, const float* sums, long sums_stride, float* const* out) {
   const vi low = _mm512_load_si512(table.entries), high = _mm512_load_si512(table.entries + 32);
   vf total[MR][NT];
   for (int m = 0; m < MR; ++m) {
@@ -130,7 +136,7 @@ inline void multiply_integers(const ps::Weight& w, const Layout& layout, const T
       for (int m = 0; m < MR; ++m) total[m][t] = fma(acc[m][t], scale, total[m][t]);
       if (w.has_min) {
         const vf minimum = minimums_of(w, layout, place, 0);
-        for (int m = 0; m < MR; ++m) total[m][t] = fma(set(sums[m][g]), minimum, total[m][t]);
+        for (int m = 0; m < MR; ++m) total[m][t] = fma(set(sums[g * sums_stride + m]), minimum, total[m][t]);
       }
     }
   }
@@ -141,7 +147,8 @@ inline void multiply_integers(const ps::Weight& w, const Layout& layout, const T
 
 #endif
 
-constexpr int kMostRows = W == 16 ? 8 : 2, kMostTiles = 8;  // so many sums stay in registers
+// So many sums stay in registers: with scales, those of the groups before, too.
+constexpr int kMostRows = W == 16 ? 8 : 2, kMostScaledRows = W == 16 ? 6 : 2, kMostTiles = 8;
 constexpr long kMostChannels = 256;  // of a panel
 #if defined(__AVX512BF16__)
 constexpr long kFewRows = 4;  // at most so many are multiplied without a panel
@@ -160,7 +167,7 @@ struct Panels {
   }
 };
 
-// x's sum in each group, [M][groups], for a weight with minimums.
+// x's sum in each group, [groups][M], for a weight with minimums.
 template <class P>
 std::vector<float> group_sums(const ps::Weight& w, const Layout& layout, const Rows<P>& x, long M) {
   if (!w.has_min) return {};
@@ -173,7 +180,7 @@ std::vector<float> group_sums(const ps::Weight& w, const Layout& layout, const R
       for (long c = g * w.group; c < end; c += W) {
         total = c + W <= end ? add(total, load(x[m] + c)) : add(total, load(x[m] + c, end - c));
       }
-      sums[m * num + g] = sum(total);
+      sums[g * M + m] = sum(total);
     }
   }
   return sums;
@@ -231,23 +238,30 @@ class Product {
   template <int BITS, int MR, int NT>
   void integers(long m, long tile, float* out, long stride) const {
     const bf16* x[MR];
-    const float* sums[MR];
     float* places[MR];
     for (int i = 0; i < MR; ++i) {
       x[i] = x_[m + i];
-      sums[i] = sums_.data() + (sums_.empty() ? 0 : (m + i) * num_groups_);
       places[i] = out + (m + i) * stride;
     }
-    multiply_integers<BITS, MR, NT>(w_, layout_, table_, tile, num_groups_, x, sums, places);
+    multiply_integers<BITS, MR, NT>(w_, layout_, table_, tile, num_groups_, x, sums_of(m, 0), M_, places);
   }
 #endif
 
   template <int NT>
   void all_groups(long tile, float* out, long stride) const {
-    const long at_once = (w_.bits == 0 ? kMostChannels : M_ == 1 ? kMostChannels / 4 : kMostChannels / 2) / group_;
+    const long at_once = (w_.bits == 0 ? kMostChannels : M_ == 1 ? kMostChannels / 4 : kMostChannels) / group_;
     const long whole = channels_ / group_;
     for (long g = 0; g < whole; g += at_once) some_groups<NT>(tile, g, std::min(at_once, whole - g), group_, out, stride);
     if (whole < num_groups_) some_groups<NT>(tile, whole, 1, channels_ - whole * group_, out, stride);
+  }
+
+  // Begin to bring in the groups that a tile's next panel is made of, while this one is multiplied.
+  void prefetch(long tile, long g, long num) const {
+    for (long i = g; i < std::min(g + num, num_groups_); ++i) {
+      const Place place(layout_, tile, i);
+      _mm_prefetch(place.block, _MM_HINT_T0);
+      for (long byte = 0; byte < layout_.values; byte += 64) _mm_prefetch(place.values + byte, _MM_HINT_T0);
+    }
   }
 
   template <int NT>
@@ -277,31 +291,38 @@ class Product {
         }
       }
       w[t] = panel;
-      groups[t] = {scales, w_.has_min ? minimums : nullptr};
+      groups[t] = {scales, minimums};
+      if (M_ > 1) prefetch(tile + t, g + num, num);
     }
-    long m = 0;
-    for (; m + kMostRows <= M_; m += kMostRows) rows<kMostRows, NT>(m, w, groups, g, num, group, out, stride);
-    if constexpr (kMostRows > 4) {
-      for (; m + 4 <= M_; m += 4) rows<4, NT>(m, w, groups, g, num, group, out, stride);
+    const long most = w_.bits == 0 ? kMostRows : kMostScaledRows, blocks = (M_ + most - 1) / most;
+    for (long b = 0; b < blocks; ++b) {
+      const long m = M_ * b / blocks;
+      rows<NT>(static_cast<int>(M_ * (b + 1) / blocks - m), m, w, groups, g, num, group, out, stride);
     }
-    for (; m + 2 <= M_; m += 2) rows<2, NT>(m, w, groups, g, num, group, out, stride);
-    for (; m < M_; ++m) rows<1, NT>(m, w, groups, g, num, group, out, stride);
   }
 
-  template <int MR, int NT>
-  void rows(long m, const P* const* w, const Groups* groups, long g, long num, long group, float* out, long stride) const {
-    if constexpr (MR == 1 || NT <= 2) {
-      const P* x[MR];
-      const float* sums[MR];
-      float* places[MR];
-      for (int i = 0; i < MR; ++i) {
-        x[i] = x_[m + i] + g * group_;
-        sums[i] = sums_.data() + (sums_.empty() ? 0 : (m + i) * num_groups_ + g);
-        places[i] = out + (m + i) * stride;
-      }
-      multiply<P, MR, NT>(x, w, groups, sums, num, group, places);
+  // `count` rows from m on, as many as stay in registers.
+  template <int NT, int MR = NT <= 2 ? kMostRows : 1>
+  void rows(int count, long m, const P* const* w, const Groups* groups, long g, long num, long group, float* out, long stride) const {
+    if constexpr (MR > 1) {
+      if (count < MR) return rows<NT, MR - 1>(count, m, w, groups, g, num, group, out, stride);
+    }
+    const P* x[MR];
+    float* places[MR];
+    for (int i = 0; i < MR; ++i) {
+      x[i] = x_[m + i] + g * group_;
+      places[i] = out + (m + i) * stride;
+    }
+    const float* sums = sums_of(m, g);
+    if (w_.bits == 0) return multiply<P, MR, NT, false, false>(x, w, groups, sums, M_, num, group, places);
+    if constexpr (MR <= kMostScaledRows) {
+      w_.has_min ? multiply<P, MR, NT, true, true>(x, w, groups, sums, M_, num, group, places)
+                 : multiply<P, MR, NT, true, false>(x, w, groups, sums, M_, num, group, places);
     }
   }
+
+  // The sums of groups from g on, for rows from m on; null without minimums.
+  const float* sums_of(long m, long g) const { return sums_.empty() ? nullptr : sums_.data() + g * M_ + m; }
 
   const ps::Weight& w_;
   const Layout layout_;

@@ -14,6 +14,7 @@ Weight = Any  # a Tensor; or a PackedWeight, which only backends that pack are g
 
 
 class Backend(Protocol):
+    decoder_step: Any  # (DecoderParts, caches) -> the forward pass, or None
     packing: Any  # the functions packed_weight, pack and unpacked, or None
 
     def matmul(self, x: Tensor, w: Weight, bias: Tensor | None, *, out_dtype: torch.dtype) -> Tensor: ...

@@ -12,7 +12,7 @@ Errors       ValueError with what was wanted and what came, before anything is c
              looked at.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, overload
 
 import torch
@@ -38,6 +38,7 @@ from polyserve_kernels.checks import (
     check_weight,
     out_dtype_of,
 )
+from polyserve_kernels.decoder_parts import DecoderParts
 from polyserve_kernels.dispatch import backend, backend_name
 from polyserve_kernels.types import (
     BlockCache,
@@ -396,6 +397,19 @@ def paged_decode(
     check_scoring(q, scoring)
     check_shape("q", q, (seq_lens.shape[0], "Hq", "D"))
     return backend(q.device).paged_decode(q, cache, block_tables, seq_lens, scoring)
+
+
+def decoder_step(parts: DecoderParts, caches: Sequence[BlockCache]) -> Callable[..., Tensor] | None:
+    """A decoder's forward pass over the paged cache as one call, bound to its weights and caches.
+
+    None where the backend computes operation by operation, which gives the same bits.
+
+    The call takes token_ids, positions, slot_mapping [T] int64, block_tables [S, max_blocks], seq_lens [S] and
+    cu_seqlens_q [S + 1] int32, all contiguous, as in `rotary_write_kv` and `paged_prefill`; it writes to the caches and
+    returns the hidden states [T, C] after the final norm. It keeps parts and caches alive.
+    """
+    make = backend(caches[0].k.device).decoder_step
+    return None if make is None else make(parts, caches)
 
 
 def num_vocab_tiles(vocab_size: int, channels: int, *, device: torch.device | None = None) -> int:

@@ -10,6 +10,7 @@ T tokens   C hidden size   V vocabulary
 """
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -91,9 +92,15 @@ class Decoder(nn.Module):
         hidden, _ = self.norm.add(update, residual)
         return hidden
 
-    def _rotaries(self, positions: Tensor) -> Iterator[Rotary | None]:
-        """cos and sin for each layer; layers with the same base and scaling share them."""
+    @property
+    def tables_of_layers(self) -> list[RotaryTable | None]:
+        """Each layer's table of rotary angles; layers with the same base and scaling share one."""
         if not self.config.rotary_size:
-            return iter([None] * self.config.num_layers)
-        rows: list[Rotary] = [table(positions) for table in self.rotary_tables]
-        return (rows[table] for table in self._table_of_layer)
+            return [None] * self.config.num_layers
+        return [cast(RotaryTable, self.rotary_tables[table]) for table in self._table_of_layer]
+
+    def _rotaries(self, positions: Tensor) -> Iterator[Rotary | None]:
+        """cos and sin for each layer."""
+        tables = self.tables_of_layers
+        rows = {table: None if table is None else table(positions) for table in dict.fromkeys(tables)}
+        return (rows[table] for table in tables)

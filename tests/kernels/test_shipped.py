@@ -5,7 +5,7 @@ import inspect
 from polyserve_kernels import ops
 from polyserve_kernels.triton.shipped import shipped
 
-WITHOUT_KERNELS = {"num_vocab_tiles", "packs_weights", "packed_weight", "pack", "embedding"}  # on a GPU
+WITHOUT_KERNELS = {"num_vocab_tiles", "packs_weights", "packed_weight", "pack", "embedding", "decoder_step"}  # on a GPU
 OPERATIONS = {
     name
     for name, function in inspect.getmembers(ops, inspect.isfunction)

@@ -54,10 +54,14 @@ def runs_here() -> bool:
     return choose(None) is not None
 
 
+_TYPES: dict[str, Any] = {
+    "pointers": ctypes.c_void_p, "sizes": ctypes.c_int64, "floats": ctypes.c_float, "numbers": ctypes.c_int32,
+}  # fmt: skip
+
+
 def _struct(name: str, **kinds: str) -> type[ctypes.Structure]:
     """A C struct.  kinds: for each C type the names of the fields of that type, in order."""
-    types = {"pointers": ctypes.c_void_p, "sizes": ctypes.c_int64, "floats": ctypes.c_float, "numbers": ctypes.c_int32}
-    fields = [(field, types[kind.removeprefix("more_")]) for kind, fields in kinds.items() for field in fields.split()]
+    fields = [(field, _TYPES[kind.removeprefix("more_")]) for kind, fields in kinds.items() for field in fields.split()]
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
@@ -111,14 +115,51 @@ Head = _struct(
     numbers="dtype threads",
 )
 
+NormWeights = _struct("NormWeights", pointers="weight bias")
+LinearWeights = _struct("LinearWeights", pointers="weights bias", sizes="num_weights N")
+_TYPES |= {"norms": NormWeights, "linears": LinearWeights}
+DecoderLayer = _struct(
+    "DecoderLayer",
+    linears="qkv out up down",
+    norms="attention_norm q_norm k_norm attention_post_norm mlp_norm mlp_post_norm",
+    pointers="cos sin k_cache v_cache k_scales v_scales",
+    sizes="window",
+)
+Decoder = _struct(
+    "Decoder",
+    linears="words",
+    norms="embedding_norm norm",
+    pointers=("layers position_table alibi_slopes token_ids positions slots block_tables seq_lens cu_seqlens_q hidden"),
+    sizes="num_layers T S C F Hq Hkv D R max_blocks block_size num_slots",
+    floats="words_scale position_scale eps scale soft_cap",
+    numbers="activation interleaved dtype cache_dtype threads",
+)
+
 
 def call(function: str, struct: type[ctypes.Structure], **fields: Any) -> None:
     """Call a function with a struct of these fields. A tensor becomes its address, a dtype its number; threads are set.
 
     Fields that are left out, or None, are null or 0. The caller holds the tensors meanwhile.
     """
-    values = {name: _value(value) for name, value in fields.items() if value is not None}
-    getattr(library(), function)(ctypes.byref(struct(**values, threads=torch.get_num_threads())))
+    call_with(function, struct(), **fields)
+
+
+def call_with(function: str, struct: ctypes.Structure, **fields: Any) -> None:
+    """The same with a struct that has other fields already."""
+    struct.threads = torch.get_num_threads()
+    for name, value in fields.items():
+        if value is not None:
+            setattr(struct, name, _value(value))
+    getattr(library(), function)(ctypes.byref(struct))
+
+
+def filled(struct: type[ctypes.Structure], **fields: Any) -> Any:
+    """A struct of these fields, as in `call`; a nested one is given as a struct."""
+    made = struct()
+    for name, value in fields.items():
+        if value is not None:
+            setattr(made, name, value if isinstance(value, ctypes.Structure) else _value(value))
+    return made
 
 
 def _value(value: Any) -> Any:
