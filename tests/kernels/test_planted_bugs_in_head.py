@@ -39,7 +39,7 @@ def _several_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def inputs() -> tuple[Tensor, Tensor]:
-    """The last id is the best of all, what lies behind it would be better still, and the next best stand side by side."""
+    """The last id is the best, what lies behind it would be better still, and the next best ones stand side by side."""
     hidden, weight = torch.randn(ROWS, CHANNELS), torch.randn(VOCAB + 1, CHANNELS) / CHANNELS**0.5
     hidden[:, 0] = 1.0
     weight[-2:, 0] = torch.tensor([6.0, 9.0])
