@@ -23,7 +23,7 @@ HEAVY = (
     "msgspec",
     "pydantic",
 )
-COMMANDS = ([], ["serve"], ["chat"], ["generate"], ["bench"], ["bench", "throughput"])
+COMMANDS = ([], ["serve"], ["chat"], ["generate"], ["bench"], ["bench", "throughput"], ["bench", "compare"])
 
 
 def failing_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,7 +247,6 @@ def _backward(
             _delta_kernel, (triton.cdiv(q.shape[0], _DELTA_ROWS), q.shape[1]),
             out, dout, row_sums[1], dout.stride(0), dout.stride(1), q.shape[0],
             D=q.shape[2], PARTS=head_parts(q.shape[2], 128), BLOCK=_DELTA_ROWS, num_warps=4, num_stages=1,
-            maxnreg=128,  # unasked, ptxas spills to fit one program more
         )  # fmt: skip
     dq, dk, dv = (x.new_empty(x.shape) if wanted else None for x, wanted in zip(inputs[:3], needed[:3], strict=True))
     if dq is not None:

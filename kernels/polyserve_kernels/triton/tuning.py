@@ -372,6 +372,8 @@ ATTENTION_BACKWARD_FLOAT32 = {
     },
     256: {
         80: AttentionBackwardTuning(BackwardTiles(32, 16, 32, 8, 3), _WIDE_FLOAT32_TILES, _WIDE_FLOAT32_TILES),
+        86: AttentionBackwardTuning(BackwardTiles(16, 16, 32, 8, 2), _WIDE_FLOAT32_TILES, _WIDE_FLOAT32_TILES),
+        90: AttentionBackwardTuning(BackwardTiles(32, 16, 32, 8, 3), _WIDE_FLOAT32_TILES, _WIDE_FLOAT32_TILES),
     },
 }
 
