@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 DTYPES = ("bfloat16", "float32", "float16")
-QUANTIZATIONS = ("auto", "none")
+QUANTIZATIONS = ("auto", "none", "int8", "int4")
 DEVICES = ("auto", "cpu", "cuda")
 KV_CACHE_DTYPES = ("auto", *DTYPES, "int8", "fp8")
 
@@ -30,8 +30,12 @@ class EngineConfig:
     dtype: str = option("bfloat16", "dtype of weights and products; the residual stream is always fp32", choices=DTYPES)
     quantization: str = option(
         "auto",
-        "numbers of the matrices; auto: a GGUF file's own where the kernels multiply them, else --dtype; none: --dtype",
+        "numbers of the matrices; auto: the checkpoint's own integers where the kernels multiply them, else --dtype; "
+        "none: --dtype; int8, int4: quantised while they are loaded",
         choices=QUANTIZATIONS,
+    )
+    quantization_group: int | None = option(
+        None, "channels that share a scale of --quantization; default: 32 for int4, a whole row for int8"
     )
     device: str = option("auto", "where the model computes; auto: on a GPU if there is one", choices=DEVICES)
     max_model_len: int | None = option(
@@ -71,6 +75,8 @@ class EngineConfig:
         _check_choices(self, "quantization", QUANTIZATIONS)
         _check_choices(self, "device", DEVICES)
         _check_choices(self, "kv_cache_dtype", KV_CACHE_DTYPES)
+        if self.quantization_group is not None and self.quantization not in ("int8", "int4"):
+            raise ValueError(f"quantization_group is for quantization int8 and int4, got {self.quantization}")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ValueError(
                 f"gpu_memory_utilization must be more than 0 and at most 1, got {self.gpu_memory_utilization}"

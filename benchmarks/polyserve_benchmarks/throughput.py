@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from polyserve.config import EngineConfig
 from polyserve.errors import InvalidRequest
 from polyserve.sampling_params import SamplingParams
+from polyserve_benchmarks.compare.cost import BITS, step_bytes
 from polyserve_benchmarks.machine import machine, num_cores, read_bandwidth, versions
 from polyserve_benchmarks.workload import Workload, random_prompts
 
@@ -66,9 +67,13 @@ async def run(config: EngineConfig, workload: Workload) -> None:
     from polyserve.model.weights.resolve import resolve
     from polyserve.service.async_llm import AsyncLLM
 
-    model = read_config(resolve(config.model))
+    path = resolve(config.model)
+    model = read_config(path)
     _check_length(workload, config.max_model_len or model.max_len)
-    limit = Limit(weight_bytes_per_step(model, config.dtype), read_bandwidth(config.threads or num_cores()))
+    weight_bytes = weight_bytes_per_step(model, config.dtype)
+    if config.quantization in BITS or (config.quantization == "auto" and config.backend is None and not path.is_dir()):
+        weight_bytes = step_bytes(path, config.quantization if config.quantization in BITS else "stored")
+    limit = Limit(weight_bytes, read_bandwidth(config.threads or num_cores()))
     llm = await AsyncLLM.start(config)
     try:
         print(_heading(config, workload, limit), flush=True)
@@ -142,7 +147,7 @@ def summary(start: float, streams: list[list[float]], *, input_len: int, limit: 
         for earlier, later in itertools.pairwise(arrivals)
         if together <= earlier and later <= ends
     ]
-    step = statistics.median(steps) if steps else None
+    step = statistics.median(steps) if steps else 0.0
     num_output = sum(len(arrivals) for arrivals in streams)
     num_input = input_len * len(streams)
     return Measurement(
@@ -155,8 +160,8 @@ def summary(start: float, streams: list[list[float]], *, input_len: int, limit: 
         mean_ttft_ms=1e3 * statistics.mean(firsts),
         median_ttft_ms=1e3 * statistics.median(firsts),
         max_ttft_ms=1e3 * max(firsts),
-        median_step_ms=None if step is None else 1e3 * step,
-        percent_of_limit=None if step is None else limit.percent(step),
+        median_step_ms=1e3 * step if step > 0 else None,  # 0: tokens that come two at a time
+        percent_of_limit=limit.percent(step) if step > 0 else None,
     )
 
 

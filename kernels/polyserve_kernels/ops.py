@@ -40,6 +40,7 @@ from polyserve_kernels.checks import (
 )
 from polyserve_kernels.decoder_parts import DecoderParts
 from polyserve_kernels.dispatch import backend, backend_name
+from polyserve_kernels.reference.quantized_matmul import dequantized
 from polyserve_kernels.types import (
     BlockCache,
     HeadTopK,
@@ -123,6 +124,12 @@ def embedding(ids: Tensor, weight: Tensor | PackedWeight) -> Tensor:
         return weight[ids].float()
     rows: Tensor = _packing(weight.device).unpacked(weight, ids)
     return rows
+
+
+def dequantize(w: QuantizedWeight, dtype: torch.dtype) -> Tensor:
+    """The numbers [N, K] that w stands for, in float32 after the product and after the sum, then rounded to dtype."""
+    check_quantized(w, w.channels)
+    return dequantized(w, dtype)
 
 
 def _packing(device: torch.device) -> Any:

@@ -6,6 +6,7 @@ from polyserve.config import EngineConfig
 from polyserve.errors import ModelLoadError
 from polyserve.model.config import ModelConfig
 from polyserve.model.weights.fill import Packing
+from polyserve.quantization.schemes import DEFAULT_GROUP, Scheme
 from polyserve_kernels import dispatch, ops
 
 FLASH_BLOCK_MULTIPLE = 256  # flash-attn's own
@@ -36,8 +37,27 @@ def choose_device(config: EngineConfig) -> torch.device:
 
 
 def choose_packing(config: EngineConfig, device: torch.device) -> Packing | None:
-    """How matrices are packed; None where the kernels multiply tensors."""
-    return Packing(keep_integers=config.quantization == "auto") if ops.packs_weights(device) else None
+    """How matrices are packed; None where the kernels multiply tensors. Raises ModelLoadError."""
+    scheme = choose_scheme(config)
+    if ops.packs_weights(device):
+        return Packing(
+            keep_integers=config.quantization == "auto", quantize=None if scheme is None else scheme.quantize
+        )
+    if scheme is not None:
+        raise ModelLoadError(
+            f"quantization {config.quantization} needs backend cpu, and {dispatch.backend_name(device)} answers here"
+        )
+    return None
+
+
+def choose_scheme(config: EngineConfig) -> Scheme | None:
+    """What matrices are quantised to while they are loaded. Raises ModelLoadError."""
+    try:
+        if config.quantization == "int4":
+            return Scheme("int4", config.quantization_group or DEFAULT_GROUP)
+        return Scheme("int8", config.quantization_group) if config.quantization == "int8" else None
+    except ValueError as error:
+        raise ModelLoadError(f"quantization_{error}") from error
 
 
 def cache_memory(config: EngineConfig, device: torch.device, *, workspace_bytes: int) -> int | None:

@@ -11,7 +11,7 @@ import torch
 from polyserve.config import EngineConfig
 from polyserve.engine.block_manager import BlockManager
 from polyserve.engine.cuda_graphs import DecodeGraphs
-from polyserve.engine.device import cache_memory, choose_device, choose_packing, step_bytes
+from polyserve.engine.device import cache_memory, choose_device, choose_packing, choose_scheme, step_bytes
 from polyserve.engine.kv_cache import allocate, bytes_per_block, cache_dtype, num_blocks_for
 from polyserve.engine.runner import ModelRunner
 from polyserve.engine.scheduler import Scheduler, SchedulerStats
@@ -69,6 +69,8 @@ class Engine:
         self.eos_ids = model.config.eos_ids
         self.bos_id = model.config.bos_id
         self.numerics_id = f"{dispatch.numerics_id(device)}-{str(model.dtype).removeprefix('torch.')}"
+        if config.quantization != "auto":
+            self.numerics_id += f"-w_{choose_scheme(config) or config.quantization}"
         if dtype != model.dtype:
             self.numerics_id += f"-kv_{config.kv_cache_dtype}"
         self._scheduler = Scheduler(

@@ -14,6 +14,7 @@ from polyserve.model.config import ModelConfig, RopeScaling
 from polyserve.model.fields import MAX_LAYERS, Fields, read_json
 from polyserve.model.rope import scaling_of, stretched_len
 
+QUANT_METHOD = "polyserve"  # integers with scales beside them, as `polyserve quantize` writes them
 POLYLM_VOCAB_SIZE = 256_000
 POLYLM_EOS_ID = 2  # </s>; older configs of the same checkpoints say 255999, which is an ordinary token
 BLOOM_MAX_LEN = 2048  # ALiBi sets no limit; this is the trained length
@@ -27,8 +28,12 @@ def config_from_folder(folder: Path) -> ModelConfig:
     family = FAMILIES.get(fields.text("model_type"))
     if family is None:
         fields.fail(f"model type {fields.get('model_type')!r} is not supported; supported: {', '.join(FAMILIES)}")
-    if fields.has("quantization_config"):
-        fields.fail("quantization_config is not supported; use the unquantised checkpoint or a GGUF file")
+    quantization = fields.inner("quantization_config")
+    if quantization is not None and quantization.get("quant_method") != QUANT_METHOD:
+        fields.fail(
+            f"quantization_config of {quantization.get('quant_method')!r} is not supported; use the unquantised "
+            "checkpoint, one that polyserve quantize wrote, or a GGUF file"
+        )
     generation_path = folder / "generation_config.json"
     generation = read_json(generation_path) if generation_path.exists() else Fields({}, str(generation_path))
     try:

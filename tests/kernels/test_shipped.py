@@ -6,7 +6,15 @@ from polyserve_kernels import ops
 from polyserve_kernels.triton.shipped import shipped
 from polyserve_kernels.triton.tuning import tuned
 
-WITHOUT_KERNELS = {"num_vocab_tiles", "packs_weights", "packed_weight", "pack", "embedding", "decoder_step"}  # on a GPU
+WITHOUT_KERNELS = {
+    "num_vocab_tiles",
+    "packs_weights",
+    "packed_weight",
+    "pack",
+    "embedding",
+    "decoder_step",
+    "dequantize",
+}  # on a GPU
 OPERATIONS = {
     name
     for name, function in inspect.getmembers(ops, inspect.isfunction)

@@ -38,11 +38,21 @@ class Packing:
     quantize: Callable[[Tensor], QuantizedWeight] | None = None  # rows of floats [R, K], for every matrix
 
 
-def put_packed_weights(model: Decoder, plan: Sequence[Assignment], source: TensorSource, packing: Packing) -> None:
-    """Put packed weights without rows in the place of the matrices that are multiplied."""
+def matrices_of(model: Decoder) -> list[str]:
+    """The parameters that can be integers with scales: what is multiplied, and the words."""
     matrices = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Linear)]
-    matrices.append("embedding.weight" if model.head is None else "head")
-    for name in matrices:
+    return [*matrices, "embedding.weight"] + (["head"] if model.head is not None else [])
+
+
+def put_packed_weights(model: Decoder, plan: Sequence[Assignment], source: TensorSource, packing: Packing) -> None:
+    """Put packed weights without rows in the place of the matrices that are multiplied.
+
+    Words that are no head are only looked up: they stay a tensor, unless they are integers.
+    """
+    for name in matrices_of(model):
+        words_alone = name == "embedding.weight" and model.head is not None
+        if words_alone and packing.quantize is None:
+            continue
         wanted = model.get_parameter(name)
         parts: list[tuple[int, int, WeightFormat]] = []  # first row, number of rows, format
         for tensor in (assignment for assignment in plan if assignment.parameter == name):
@@ -96,10 +106,7 @@ def _fill_parameter(parameter: Tensor, assignment: Assignment, source: TensorSou
 def _format(name: str, parameter: Tensor, source: TensorSource, packing: Packing) -> WeightFormat:
     """How a tensor's rows will lie in the packed weight."""
     if packing.quantize is not None:
-        try:
-            return packing.quantize(torch.zeros(1, parameter.shape[1])).form
-        except ValueError as error:
-            raise ModelLoadError(f"tensor {name} cannot be quantised: {error}") from error
+        return _quantized(packing, name, torch.zeros(1, parameter.shape[1])).form
     stored = source.format(name) if packing.keep_integers else None
     return stored or WeightFormat(dtype=parameter.dtype)
 
@@ -115,12 +122,20 @@ def _fill_packed(weight: PackedWeight, assignment: Assignment, source: TensorSou
             ops.pack(weight, stored, rows[first : first + len(stored)], part=part)
     elif assignment.transposed and packing.quantize is not None:  # a row's groups are known only from all its channels
         whole = torch.cat([block for _, block in source.blocks(assignment.name)])
-        ops.pack(weight, packing.quantize(whole.t()), rows, part=part)
+        ops.pack(weight, _quantized(packing, assignment.name, whole.t()), rows, part=part)
     else:
         for first, block in source.blocks(assignment.name):
             floats = block.to(dtype or torch.float32) if block.dtype == torch.float64 else block
             if assignment.transposed:
                 ops.pack(weight, floats.t(), rows, part=part, first_channel=first)
                 continue
-            packed = floats if packing.quantize is None else packing.quantize(floats)
+            packed = floats if packing.quantize is None else _quantized(packing, assignment.name, floats)
             ops.pack(weight, packed, rows[first : first + len(block)], part=part)
+
+
+def _quantized(packing: Packing, name: str, floats: Tensor) -> QuantizedWeight:
+    assert packing.quantize is not None
+    try:
+        return packing.quantize(floats)
+    except ValueError as error:
+        raise ModelLoadError(f"tensor {name} cannot be quantised: {error}") from error

@@ -41,7 +41,7 @@ def load_model(
     max_model_len: longest sequence that it will be asked for; default: the model's own limit. packing: for serving
     alone, where `ops.packs_weights`: matrices become packed weights, which have no gradients. Raises ModelLoadError.
     """
-    config, table, source = _open(path)
+    config, table, source = open_checkpoint(path)
     try:
         model = Decoder(config, dtype=dtype, max_model_len=max_model_len)
     except ValueError as error:
@@ -57,7 +57,7 @@ def load_model(
     return model.to(device).eval()  # tables of positions: every parameter is there already
 
 
-def _open(path: Path) -> tuple[ModelConfig, NameTable, TensorSource]:
+def open_checkpoint(path: Path) -> tuple[ModelConfig, NameTable, TensorSource]:
     """The config, the name table and the tensors of a folder or a .gguf file."""
     if not path.is_dir():
         file = read_gguf(path)
@@ -69,6 +69,11 @@ def _open(path: Path) -> tuple[ModelConfig, NameTable, TensorSource]:
         if files:
             return config, TABLES[config.family], FilesSource(files, open_file)
     raise ModelLoadError(f"{path}: has no {' or '.join(FORMATS)}, nor an index of shards")
+
+
+def plan_of(path: Path, model: Decoder, table: NameTable, source: TensorSource) -> list[Assignment]:
+    """Where each tensor goes, in the file's order. Raises ModelLoadError unless all of the model is there."""
+    return _plan(path, model, table, _names_without_prefix(path, table, source), source.shapes)
 
 
 def _names_without_prefix(path: Path, table: NameTable, source: TensorSource) -> dict[str, str]:

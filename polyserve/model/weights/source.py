@@ -13,10 +13,12 @@ from torch import Tensor
 
 from polyserve.errors import ModelLoadError
 from polyserve.model.fields import read_json
+from polyserve_kernels import ops
 from polyserve_kernels.types import QuantizedWeight, WeightFormat
 
 BLOCK_BYTES = 64 * 2**20
 RELEASE_BYTES = 256 * 2**20
+SCALES, MINIMUMS = ".scales", ".minimums"  # after the name of a matrix of integers
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -52,7 +54,10 @@ class MappedFile(Protocol):
 
 
 class FilesSource:
-    """A TensorSource of one file, or of the shards that make up one checkpoint."""
+    """A TensorSource of one file, or of the shards that make up one checkpoint.
+
+    A matrix of integers has its scales beside it, and int4 its minimums: `QuantizedWeight` says what they are.
+    """
 
     def __init__(self, files: list[Path], open_file: Callable[[Path], MappedFile]) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -60,6 +65,7 @@ class FilesSource:
         self._open_file = open_file
         self._opened: dict[Path, MappedFile] = {}
         self._bytes_used = 0
+        self._scaled: set[str] = set()  # names of integers, whose scales are tensors of their own
         for path in files:
             for name, shape in open_file(path).shapes().items():
                 if name in self.shapes:
@@ -67,13 +73,51 @@ class FilesSource:
                 self.shapes[name] = shape
                 self._file_of[name] = path
 
-    def format(self, name: str) -> WeightFormat | None:  # noqa: ARG002  (floats alone so far)
-        return None
+        for name in [name for name in self.shapes if name + SCALES in self.shapes]:
+            self._take_scaled(name)
 
-    def stored(self, name: str) -> Iterator[tuple[int, Tensor | QuantizedWeight]]:
-        raise AssertionError(f"{name} has no format")
+    def _take_scaled(self, name: str) -> None:
+        """Let a matrix of integers and what belongs to it be one tensor."""
+        scales, minimums = self.shapes.pop(name + SCALES), self.shapes.pop(name + MINIMUMS, None)
+        shape = self.shapes[name]
+        if minimums is not None:  # two channels a byte
+            shape = (*shape[:-1], 2 * shape[-1])
+        fits = len(shape) == len(scales) == 2 and shape[0] == scales[0] and minimums in (None, scales)
+        if not fits or scales[1] == 0 or shape[1] % scales[1]:
+            raise ModelLoadError(
+                f"{self._file_of[name]}: the scales of tensor {name} must be [{shape[0]}, groups], got {list(scales)}"
+            )
+        self.shapes[name] = shape
+        self._scaled.add(name)
 
     def blocks(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        if name in self._scaled:
+            return ((first, ops.dequantize(rows, torch.float32)) for first, rows in self.stored(name))
+        tensor = self._tensor(name)
+        if tensor.dtype not in FLOATS:  # quantised: it means nothing without what it was scaled by
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ModelLoadError(f"{self._file_of[name]}: tensor {name} is {kind}; only float tensors can be loaded")
+        return _row_blocks(tensor)
+
+    def format(self, name: str) -> WeightFormat | None:
+        return next((rows.form for _, rows in self.stored(name)), None) if name in self._scaled else None
+
+    def stored(self, name: str) -> Iterator[tuple[int, QuantizedWeight]]:
+        values, scales = self._tensor(name), self._tensor(name + SCALES)
+        minimums = self._tensor(name + MINIMUMS) if name + MINIMUMS in self._file_of else None
+        for first, block in _row_blocks(values):
+            rows = slice(first, first + len(block))
+            weight = QuantizedWeight(
+                scheme="int8" if minimums is None else "int4",
+                values=block,
+                scales=scales[rows],
+                minimums=None if minimums is None else minimums[rows],
+            )
+            if block.dtype != (torch.int8 if minimums is None else torch.uint8) or scales.dtype not in FLOATS:
+                raise ModelLoadError(f"{self._file_of[name]}: tensor {name} and its scales have dtypes that do not fit")
+            yield first, weight
+
+    def _tensor(self, name: str) -> Tensor:
         path = self._file_of[name]
         if self._bytes_used > RELEASE_BYTES:
             self._opened.clear()
@@ -81,11 +125,8 @@ class FilesSource:
         if path not in self._opened:
             self._opened[path] = self._open_file(path)
         tensor = self._opened[path].tensor(name)
-        if tensor.dtype not in FLOATS:  # quantised: it means nothing without what it was scaled by
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise ModelLoadError(f"{path}: tensor {name} is {kind}; only float tensors can be loaded")
         self._bytes_used += tensor.nbytes
-        return _row_blocks(tensor)
+        return tensor
 
 
 def _row_blocks(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
