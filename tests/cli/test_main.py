@@ -9,7 +9,7 @@ import pytest
 
 from polyserve import __version__
 from polyserve.cli import main as cli
-from polyserve.errors import EngineDead, InvalidRequest, ModelLoadError
+from polyserve.errors import EngineDead, InvalidRequest, ModelLoadError, TrainingError
 
 HEAVY = (
     "torch",
@@ -22,8 +22,21 @@ HEAVY = (
     "httpx",
     "msgspec",
     "pydantic",
+    "sentencepiece",
+    "yaml",
 )
-COMMANDS = ([], ["serve"], ["chat"], ["generate"], ["bench"], ["bench", "throughput"])
+COMMANDS = (
+    [],
+    ["serve"],
+    ["chat"],
+    ["generate"],
+    ["bench"],
+    ["bench", "throughput"],
+    ["tokenizer"],
+    ["tokenizer", "train"],
+    ["data"],
+    ["data", "tokenize"],
+)
 
 
 def failing_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +70,7 @@ def test_the_version_is_the_packages(capsys):
 def test_no_command_shows_the_help(capsys):
     assert cli.main([]) == 2
     shown = capsys.readouterr().err
-    for name in ("serve", "chat", "generate", "bench"):
+    for name in ("serve", "chat", "generate", "bench", "tokenizer", "data"):
         assert f"\n  {name} " in shown
 
 
@@ -92,6 +105,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments, line, capsys):
     [
         (ModelLoadError("x.gguf is\ntruncated"), 2, "polyserve: x.gguf is truncated\n"),
         (InvalidRequest("line 3: empty"), 2, "polyserve: line 3: empty\n"),
+        (TrainingError("data/index.json: is missing"), 2, "polyserve: data/index.json: is missing\n"),
         (EngineDead("the engine ended"), 1, "polyserve: the engine ended\n"),
         (click.ClickException("no answer"), 1, "polyserve: no answer\n"),
         (KeyboardInterrupt(), 130, ""),

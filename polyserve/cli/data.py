@@ -1,0 +1,34 @@
+"""`polyserve data`: from documents to what the trainer reads."""
+
+from pathlib import Path
+
+import click
+
+from polyserve.cli.options import Flags, SectionedCommand, flags_of
+from polyserve.cli.tokenizer import table
+from polyserve_training.config import TokenizeOptions
+
+
+@click.group()
+def data() -> None:
+    """Make data sets for training."""
+
+
+@data.command(cls=SectionedCommand)
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-t", "--tokenizer", required=True, type=click.Path(path_type=Path), help="folder of the tokenizer")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="the data set's folder; must be new")
+@flags_of(TokenizeOptions, "options")
+def tokenize(*, inputs: tuple[Path, ...], tokenizer: Path, out: Path, options: Flags[TokenizeOptions]) -> None:
+    """Encode files or folders of text, JSON lines or Parquet into shards that the trainer maps into memory."""
+    asked = options.build()
+
+    from polyserve_training.data.tokenize import tokenize
+
+    index = tokenize(inputs, tokenizer, out, asked)
+    rows: list[tuple[str, ...]] = [("language", "documents", "tokens", "bytes", "bytes/token")]
+    for language, stream in index.streams.items():
+        counts = (stream.num_documents, stream.num_tokens, stream.num_bytes)
+        rows.append((language, *(f"{count:,}" for count in counts), f"{stream.num_bytes / stream.num_tokens:.2f}"))
+    click.echo(table(rows))
+    click.echo(f"fingerprint {index.fingerprint}")

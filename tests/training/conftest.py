@@ -1,0 +1,21 @@
+"""Text in PolyLM's languages, and a tokenizer that was trained on it."""
+
+from pathlib import Path
+
+import pytest
+
+from polyserve_training.config import TokenizerOptions
+from polyserve_training.tokenizer import train_tokenizer
+from support.training_runs import VOCAB_SIZE, write_texts
+
+
+@pytest.fixture(scope="session")
+def texts_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("texts"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(texts_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "tokenizer"
+    train_tokenizer([texts_folder], folder, TokenizerOptions(vocab_size=VOCAB_SIZE, threads=1))
+    return folder
