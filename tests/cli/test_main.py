@@ -36,6 +36,7 @@ COMMANDS = (
     ["tokenizer", "train"],
     ["data"],
     ["data", "tokenize"],
+    ["train"],
 )
 
 
@@ -70,7 +71,7 @@ def test_the_version_is_the_packages(capsys):
 def test_no_command_shows_the_help(capsys):
     assert cli.main([]) == 2
     shown = capsys.readouterr().err
-    for name in ("serve", "chat", "generate", "bench", "tokenizer", "data"):
+    for name in ("serve", "chat", "generate", "bench", "tokenizer", "data", "train"):
         assert f"\n  {name} " in shown
 
 

@@ -1,0 +1,233 @@
+"""`polyserve train`: a recipe becomes a run, and a run that was stopped anywhere becomes the run it would have been.
+
+RUN/model/          config.json and the tokenizer: what `polyserve convert` needs beside a checkpoint
+RUN/log.jsonl       a line for each step (run_log.py)
+RUN/checkpoints/    see checkpoint.py. A run that has one goes on from the newest; its recipe must be the same
+Everything is checked before the first step. Ctrl-C and SIGTERM end the run after the step that computes, with a
+checkpoint.
+"""
+
+import shutil
+import signal
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+
+from polyserve.errors import TrainingError
+from polyserve.log import get_logger
+from polyserve.tokenizer.load import load_tokenizer
+from polyserve_kernels.dispatch import numerics_id, use_backend
+from polyserve_training.checkpoint import Checkpoints, digest, read_meta, restore
+from polyserve_training.config import Recipe
+from polyserve_training.curriculum import Curriculum, Sources, open_sources
+from polyserve_training.data.tokenize import TOKENIZER_FILES, tokenizer_sha256
+from polyserve_training.model import Described, build, describe, flops_per_token
+from polyserve_training.recipe import as_values
+from polyserve_training.run_log import Done, RunLog
+from polyserve_training.trainer import Trainer
+from polyserve_training.validation import validate
+
+_log = get_logger("polyserve.training")
+# What may be different when a run goes on. Those of the second row change bits, though not what is learned: it is said
+_MAY_CHANGE = ("run", "checkpoints", "validation", "compute.peak_tflops")
+_CHANGE_BITS = ("compute.device", "compute.backend", "compute.threads", "compute.recompute", "batch.micro_rows")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run that was found to be possible."""
+
+    recipe: Recipe
+    described: Described
+    sources: Sources
+    validation: Sources | None
+    curriculum: Curriculum
+    device: torch.device
+    identity: dict[str, Any]  # what a checkpoint must have been made with
+
+
+def train(recipe: Recipe) -> str:
+    """Run to the end and return the SHA-256 of weights and optimiser. Raises TrainingError or ModelLoadError."""
+    prepared = prepare(recipe)
+    checkpoints = Checkpoints(
+        Path(recipe.run), keep=recipe.checkpoints.keep, asynchronous=recipe.checkpoints.asynchronous
+    )
+    latest = checkpoints.latest()
+    first = 0 if latest is None else _check_same_run(latest, prepared.identity)
+    _write_model_folder(Path(recipe.run) / "model", prepared)
+    for stage, rows in groupby(prepared.curriculum.table(), key=lambda row: row.stage):
+        _log.info("stage %s: %s", stage, ", ".join(f"{x.stream} {x.share:.1%} ({x.epochs:.2f} epochs)" for x in rows))
+    model = build(recipe, prepared.described, prepared.device)
+    trainer = Trainer(model, recipe)
+    if latest is not None:
+        restore(latest, trainer.state())
+        trainer.optimizer.weights_follow()
+        _log.info("going on after step %d, from %s", first, latest)
+    log = RunLog(
+        Path(recipe.run),
+        num_steps=recipe.num_steps,
+        first=first,
+        flops_per_token=flops_per_token(prepared.described.config, context=recipe.batch.context),
+        peak_tflops=recipe.compute.peak_tflops,
+    )
+    try:
+        _steps(prepared, trainer, log, checkpoints, first)
+    finally:
+        log.close()
+    checkpoints.wait()
+    return digest(trainer.state())
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Check everything that can be checked before anything is computed or written."""
+    if recipe.compute.threads is not None:
+        torch.set_num_threads(recipe.compute.threads)
+    device = _device(recipe.compute.device)
+    if recipe.compute.backend is not None:
+        try:
+            use_backend(recipe.compute.backend)
+        except ValueError as error:
+            raise TrainingError(f"compute.backend: {error}") from error
+    folder = Path(recipe.tokenizer)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.eos_id is None:
+        raise TrainingError(f"tokenizer: {folder} has no end-of-text token")
+    described = describe(recipe, tokenizer)
+    sha256 = tokenizer_sha256(folder)
+    sources = open_sources(recipe.data.sources, verify=recipe.data.verify, tokenizer_sha256=sha256)
+    validation = None
+    if recipe.validation is not None:
+        validation = open_sources(recipe.validation.sources, verify=recipe.data.verify, tokenizer_sha256=sha256)
+    identity = {
+        "recipe": as_values(recipe),
+        "model": described.hf_config,
+        "data": sources.fingerprints,
+        "tokenizer": sha256,
+        "numerics": f"{numerics_id(device)}-threads{torch.get_num_threads()}",
+    }
+    return Prepared(recipe, described, sources, validation, Curriculum(recipe, sources), device, identity)
+
+
+def _steps(prepared: Prepared, trainer: Trainer, log: RunLog, checkpoints: Checkpoints, first: int) -> None:
+    """Every step that is left. The next batch is read while one computes."""
+    recipe, curriculum = prepared.recipe, prepared.curriculum
+    num_steps = recipe.num_steps
+    with ThreadPoolExecutor(1) as reader, _stop_signals() as stopped:
+        ahead = reader.submit(curriculum.batch, first) if first < num_steps else None
+        for step in range(first, num_steps):
+            assert ahead is not None
+            parts = ahead.result()
+            ahead = reader.submit(curriculum.batch, step + 1) if step + 1 < num_steps else None
+            result = trainer.step(step, parts)
+            samples = [f"{x.stream}:{x.epoch}:{x.row}" for x in curriculum.samples(step)]
+            log.step(Done(step + 1, curriculum.stage_of(step), result, samples))
+            last = step + 1 == num_steps
+            if recipe.validation is not None and (last or (step + 1) % recipe.validation.every == 0):
+                _validate(prepared, trainer, log, step + 1)
+            if last or stopped or (step + 1) % recipe.checkpoints.every == 0:
+                log.flush()
+                checkpoints.save(step + 1, trainer.state(), prepared.identity | {"step": step + 1})
+                log.pause()
+            if stopped:
+                checkpoints.wait()
+                _log.info("stopped after step %d; the same command goes on from there", step + 1)
+                raise KeyboardInterrupt
+
+
+def _validate(prepared: Prepared, trainer: Trainer, log: RunLog, step: int) -> None:
+    assert prepared.validation is not None
+    assert prepared.recipe.validation is not None
+    log.flush()
+    found = validate(
+        trainer.model,
+        prepared.validation.streams,
+        context=prepared.recipe.batch.context,
+        rows=prepared.recipe.validation.rows,
+    )
+    log.write({"step": step, "validation": {name: asdict(loss) for name, loss in found.items()}})
+    each = ", ".join(f"{name} {loss.loss:.3f} ({loss.bits_per_byte:.3f} bits/byte)" for name, loss in found.items())
+    _log.info("validation after step %d: %s", step, each)
+    log.pause()
+
+
+def _check_same_run(latest: Path, identity: Mapping[str, Any]) -> int:
+    """The step that a checkpoint was made after. Raises TrainingError if it is another run's."""
+    meta = read_meta(latest)
+    # through JSON, as the checkpoint's went
+    now, then = _flat(orjson.loads(orjson.dumps(identity))), _flat({key: meta.get(key) for key in identity})
+    notes = []
+    for key in sorted(now.keys() | then.keys()):
+        if now.get(key) == then.get(key):
+            continue
+        name = key.removeprefix("recipe.")
+        if key == "numerics" or name.startswith(_CHANGE_BITS):
+            notes.append(f"{name} was {then.get(key)}, is {now.get(key)}")
+        elif not name.startswith(_MAY_CHANGE):
+            raise TrainingError(
+                f"{latest}: is of another run: {name} was {then.get(key)!r} and is {now.get(key)!r}; "
+                "undo that, or name another folder with run=..."
+            )
+    if notes:
+        _log.warning("the same is learned, but not to the bit: %s", "; ".join(notes))
+    step = meta.get("step")
+    if not isinstance(step, int):
+        raise TrainingError(f"{latest}: its step is {step!r}")
+    return step
+
+
+def _flat(values: Any, name: str = "") -> dict[str, Any]:
+    """Leaves of nested values by their dotted names."""
+    pairs = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else None
+    if pairs is None:
+        return {name: values}
+    flat: dict[str, Any] = {}
+    for key, value in pairs:
+        flat |= _flat(value, f"{name}.{key}" if name else str(key))
+    return flat
+
+
+def _write_model_folder(folder: Path, prepared: Prepared) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_bytes(orjson.dumps(prepared.described.hf_config, option=orjson.OPT_INDENT_2))
+        for name in (*TOKENIZER_FILES, "chat_template.jinja"):
+            path = Path(prepared.recipe.tokenizer) / name
+            if path.is_file():
+                shutil.copyfile(path, folder / name)
+    except OSError as error:
+        raise TrainingError(f"{folder}: cannot be written: {error}") from error
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("compute.device: there is no GPU that torch can use")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that gets the number of SIGINT or SIGTERM when one comes; a second one has its usual effect."""
+    came: list[int] = []
+    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore_handlers() -> None:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+    def note(number: int, _frame: object) -> None:
+        came.append(number)
+        restore_handlers()
+
+    for number in former:
+        signal.signal(number, note)
+    try:
+        yield came
+    finally:
+        restore_handlers()
