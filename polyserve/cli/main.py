@@ -16,7 +16,16 @@ import click
 from polyserve import __version__
 from polyserve.errors import InvalidRequest, ModelLoadError, PolyServeError, TrainingError
 
-_COMMANDS = ("serve", "chat", "generate", "bench", "tokenizer", "data", "train")  # polyserve.cli.<name>.<name>
+_COMMANDS = (
+    "serve",
+    "chat",
+    "generate",
+    "bench",
+    "tokenizer",
+    "data",
+    "train",
+    "convert",
+)  # polyserve.cli.<name>.<name>
 
 
 class _LazyGroup(click.Group):

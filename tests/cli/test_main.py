@@ -37,6 +37,7 @@ COMMANDS = (
     ["data"],
     ["data", "tokenize"],
     ["train"],
+    ["convert"],
 )
 
 
@@ -71,7 +72,7 @@ def test_the_version_is_the_packages(capsys):
 def test_no_command_shows_the_help(capsys):
     assert cli.main([]) == 2
     shown = capsys.readouterr().err
-    for name in ("serve", "chat", "generate", "bench", "tokenizer", "data", "train"):
+    for name in ("serve", "chat", "generate", "bench", "tokenizer", "data", "train", "convert"):
         assert f"\n  {name} " in shown
 
 

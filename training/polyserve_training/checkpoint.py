@@ -38,6 +38,15 @@ class Checkpoints:
         whole = [path for path in self._folder.glob(f"{PREFIX}*") if path.suffix != PARTIAL]
         return max(whole, default=None, key=lambda path: path.name)
 
+    def at(self, step: int | None) -> Path:
+        """The one after a step; None: the newest. Raises TrainingError if there is none."""
+        path = self.latest() if step is None else self._folder / f"{PREFIX}{step:08}"
+        if path is None or not path.is_dir():
+            wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+            there = ", ".join(sorted(path.name for path in self._folder.glob(f"{PREFIX}*") if path.suffix != PARTIAL))
+            raise TrainingError(f"{self._folder}: has {wanted}; there is {there or 'none'}")
+        return path
+
     def save(self, step: int, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Write a checkpoint; if asynchronous, from a copy, while the caller goes on. Raises TrainingError, also for
         the one before."""

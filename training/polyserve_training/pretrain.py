@@ -22,12 +22,12 @@ import torch
 
 from polyserve.errors import TrainingError
 from polyserve.log import get_logger
+from polyserve.tokenizer.fingerprint import TEMPLATE_FILE, TOKENIZER_FILES, tokenizer_sha256
 from polyserve.tokenizer.load import load_tokenizer
 from polyserve_kernels.dispatch import numerics_id, use_backend
 from polyserve_training.checkpoint import Checkpoints, digest, read_meta, restore
 from polyserve_training.config import Recipe
 from polyserve_training.curriculum import Curriculum, Sources, open_sources
-from polyserve_training.data.tokenize import TOKENIZER_FILES, tokenizer_sha256
 from polyserve_training.model import Described, build, describe, flops_per_token
 from polyserve_training.recipe import as_values
 from polyserve_training.run_log import Done, RunLog
@@ -197,7 +197,7 @@ def _write_model_folder(folder: Path, prepared: Prepared) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_bytes(orjson.dumps(prepared.described.hf_config, option=orjson.OPT_INDENT_2))
-        for name in (*TOKENIZER_FILES, "chat_template.jinja"):
+        for name in (*TOKENIZER_FILES, TEMPLATE_FILE):
             path = Path(prepared.recipe.tokenizer) / name
             if path.is_file():
                 shutil.copyfile(path, folder / name)

@@ -7,7 +7,6 @@ before it is encoded, so that no document can end itself or open a role of a cha
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
@@ -15,23 +14,13 @@ from tqdm import tqdm
 
 from polyserve.errors import InvalidRequest, TrainingError
 from polyserve.tokenizer.base import Tokenizer
+from polyserve.tokenizer.fingerprint import tokenizer_sha256
 from polyserve.tokenizer.load import load_tokenizer
 from polyserve_training.config import TokenizeOptions
 from polyserve_training.data.documents import Document, find_files, read_documents
 from polyserve_training.data.shards import DatasetWriter, Index
 
 _DOCUMENTS_AT_A_TIME = 256
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
-
-
-def tokenizer_sha256(folder: Path) -> str:
-    """One hash of all files that decide which ids a text has."""
-    whole = sha256()
-    for name in TOKENIZER_FILES:
-        path = folder / name
-        if path.is_file():
-            whole.update(name.encode() + b"\0" + sha256(path.read_bytes()).digest())
-    return whole.hexdigest()
 
 
 def tokenize(paths: Sequence[Path], tokenizer_folder: Path, out: Path, options: TokenizeOptions) -> Index:
