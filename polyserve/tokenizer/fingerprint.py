@@ -4,12 +4,11 @@ A checkpoint that `polyserve convert` wrote has it in config.json, under "polyse
 loading the tokenizer looks whether they are still the same. Other checkpoints have none, and nothing is looked at.
 """
 
-import json
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from polyserve.errors import ModelLoadError
+from polyserve.tokenizer.settings import read_object
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -34,11 +33,7 @@ def stamp_of(folder: Path) -> dict[str, str]:
 
 def check_stamp(folder: Path) -> None:
     """Raise ModelLoadError if config.json has a stamp, and the tokenizer or the chat template is another one."""
-    try:
-        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return  # whoever needs the config says what is wrong with it
-    stamp = config.get(STAMP) if isinstance(config, dict) else None
+    stamp = read_object(folder / "config.json").get(STAMP)
     if not isinstance(stamp, dict):
         return
     found = stamp_of(folder)

@@ -11,7 +11,8 @@ RECIPE = """
 run: {run}
 tokenizer: {tokenizer}
 model: {{family: polylm, hidden_size: 32, num_layers: 2, num_heads: 2, init_std: 0.1}}
-data: {{sources: {{texts: {data}}}, block: 128}}
+data: {{sources: {{texts: {data}}}}}
+block: 128
 stages:
   - {{name: base, steps: 5, mixture: [{{streams: ["*/en"], share: 0.7}}, {{share: 0.3, sampling: smoothed}}]}}
   - {{name: more, steps: 4, mixture: [{{streams: ["*/en"], share: 0.4}}, {{share: 0.6, sampling: unimax}}]}}

@@ -90,7 +90,5 @@ def test_what_is_over_goes_to_the_largest_remainders():
 
 
 def test_a_stream_that_would_never_come_is_named():
-    with pytest.raises(
-        TrainingError, match=r"b has less than one row in a block of 10 in stage s: raise data.block to 1"
-    ):
+    with pytest.raises(TrainingError, match=r"b has less than one row in a block of 10 in stage s: raise block to 1"):
         apportion({"a": 0.99, "b": 0.01}, 10, stage="s")

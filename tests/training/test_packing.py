@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from polyserve_kernels.dispatch import use_backend
-from polyserve_training.data.packing import IGNORED, num_rows, pack, read_row
+from polyserve_training.data.packing import IGNORED, Packed, TextRows, pack
 from polyserve_training.data.shards import DatasetWriter, Stream, open_dataset
 from polyserve_training.model import make_trainable
 from polyserve_training.trainer import token_losses
@@ -23,6 +23,10 @@ def stream_of(folder: Path, documents: list[list[int]]) -> Stream:
             writer.append("de", document, num_bytes=1)
         writer.finish()
     return open_dataset(folder).streams["de"]
+
+
+def read_row(stream: Stream, number: int, context: int) -> Packed:
+    return TextRows(stream, context).row(number)
 
 
 @pytest.fixture
@@ -52,7 +56,7 @@ def test_the_end_of_a_document_at_the_end_of_a_row_has_nothing_to_learn(stream):
 
 @pytest.mark.parametrize("context", [1, 3, 5, 8, 16, 100])
 def test_rows_teach_every_token_once_but_for_the_first_of_each_document(stream, context):
-    rows = [read_row(stream, row, context) for row in range(num_rows(stream.num_tokens, context))]
+    rows = [read_row(stream, row, context) for row in range(TextRows(stream, context).num_rows)]
     learned = [int(token) for row in rows for token in row.targets if token != IGNORED]
     assert learned == [token for document in DOCUMENTS for token in document[1:]]
 

@@ -131,7 +131,7 @@ def test_a_checkpoint_can_be_gone_on_with(family, recipe, tmp_path, capsys, text
         ("optimizer.momentum=1", "unknown key optimizer.momentum"),
         ("stages.0.mixture.0.streams=['*/xx']", "no data for */xx in stage base; there is texts/ar"),
         ("stages.0.mixture=[{}, {}]", "*/* in stage base: all of its streams are earlier groups'"),
-        ("data.block=8", "has less than one row in a block of 8 in stage base: raise data.block to"),
+        ("block=8", "has less than one row in a block of 8 in stage base: raise block to"),
         ("data.sources.texts=nowhere", "nowhere/index.json: cannot be read"),
         ("model.vocab_size=500", "model: its vocabulary of 500 is too small for the tokenizer's 600 ids"),
         ("model.max_len=32", "batch.context: 48 is more than the model's 32 positions"),

@@ -108,11 +108,20 @@ class DataRecipe:
 
     sources: dict[str, str]  # by name: folders that `polyserve data tokenize` made
     verify: Literal["full", "size"] = "full"  # what is looked at before the first step: every byte, or sizes alone
-    block: int = 2048  # rows in which every stream has its exact share
 
     def __post_init__(self) -> None:
         _check_sources(self.sources)
-        _at_least(self, 1, "block")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRecipe:
+    """Conversations to learn answers from; see data/conversations.py."""
+
+    sources: dict[str, str]  # by name: a file of JSON lines, or a folder of such files
+    template: str | None = None  # a jinja file or a built-in one's name; default: the tokenizer's own
+
+    def __post_init__(self) -> None:
+        _check_sources(self.sources)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,10 +263,12 @@ class Recipe:
     run: str  # folder of the run
     tokenizer: str  # folder
     model: ModelRecipe
-    data: DataRecipe
     stages: tuple[Stage, ...]
     batch: BatchRecipe
     optimizer: OptimizerRecipe
+    data: DataRecipe | None = None  # either text
+    chat: ChatRecipe | None = None  # or conversations
+    block: int = 2048  # rows in which every stream has its exact share
     schedule: ScheduleRecipe = ScheduleRecipe()
     z_loss: float = 0.0
     spikes: SpikeRecipe = SpikeRecipe()
@@ -270,6 +281,9 @@ class Recipe:
         names = [stage.name for stage in self.stages]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"stages must be one or more, each with a name of its own, got {names}")
+        if (self.data is None) == (self.chat is None):
+            raise ValueError("either data or chat must be given, and not both")
+        _at_least(self, 1, "block")
         if self.z_loss < 0:
             raise ValueError(f"z_loss must be 0 or more, got {self.z_loss}")
 

@@ -1,4 +1,4 @@
-"""From a recipe's stages and the data sets to the plan: which stream has which share when, and the samples of a step.
+"""From a recipe's stages and the streams to the plan: which stream has which share when, and the samples of a step.
 
 stream   SOURCE/LANGUAGE. A stage's groups are gone through in order; a stream belongs to the first that names it, and
          one that none names is not read. Groups divide a stage by their shares, languages a group by its sampling, and
@@ -8,41 +8,12 @@ stream   SOURCE/LANGUAGE. A stage's groups are gone through in order; a stream b
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 from polyserve.errors import TrainingError
 from polyserve_training.config import Group, Recipe, Stage
 from polyserve_training.data.languages import smoothed, unimax
 from polyserve_training.data.mixture import Mixture, Sample, StagePlan, apportion
-from polyserve_training.data.packing import Packed, num_rows, pack, read_row
-from polyserve_training.data.shards import Dataset, Stream, open_dataset
-
-
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """Open data sets, and their streams by name."""
-
-    datasets: dict[str, Dataset]
-    streams: dict[str, Stream]
-
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        return {name: dataset.index.fingerprint for name, dataset in self.datasets.items()}
-
-
-def open_sources(folders: Mapping[str, str], *, verify: str, tokenizer_sha256: str) -> Sources:
-    """Open data sets. Raises TrainingError if one is damaged, or was made with another tokenizer."""
-    datasets: dict[str, Dataset] = {}
-    for name, folder in folders.items():
-        datasets[name] = open_dataset(Path(folder), verify="full" if verify == "full" else "size")
-        if datasets[name].index.tokenizer_sha256 != tokenizer_sha256:
-            raise TrainingError(f"{folder}: was encoded with another tokenizer than the recipe's")
-    streams = {
-        f"{name}/{language}": stream
-        for name, dataset in datasets.items()
-        for language, stream in dataset.streams.items()
-    }
-    return Sources(datasets, streams)
+from polyserve_training.data.packing import Packed, RowSource, pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +29,18 @@ class Planned:
 class Curriculum:
     """The batches of every step."""
 
-    def __init__(self, recipe: Recipe, sources: Sources) -> None:
-        self._rows, self._context = recipe.batch.rows, recipe.batch.context
+    def __init__(self, recipe: Recipe, streams: Mapping[str, RowSource]) -> None:
+        """streams: by name, SOURCE/LANGUAGE. Raises TrainingError if a stage asks for what there is not."""
+        self._rows, self._streams = recipe.batch.rows, streams
         self._micro_rows = recipe.batch.micro_rows or recipe.batch.rows
-        self._streams = sources.streams
-        sizes = {name: stream.num_tokens for name, stream in sources.streams.items()}
+        sizes = {name: stream.num_tokens for name, stream in streams.items()}
         stages = []
         for stage in recipe.stages:
             num_samples = stage.steps * self._rows
-            shares = shares_of(stage, sizes, budget=num_samples * self._context)
-            counts = apportion(shares, recipe.data.block, stage=stage.name)
+            shares = shares_of(stage, sizes, budget=num_samples * recipe.batch.context)
+            counts = apportion(shares, recipe.block, stage=stage.name)
             stages.append(StagePlan(stage.name, num_samples, counts))
-        rows = {name: num_rows(size, self._context) for name, size in sizes.items()}
-        self.mixture = Mixture(stages, rows, seed=recipe.seed)
-        self._rows_of = rows
+        self.mixture = Mixture(stages, {name: stream.num_rows for name, stream in streams.items()}, seed=recipe.seed)
 
     def samples(self, step: int) -> list[Sample]:
         """What step number `step`, from 0, learns from."""
@@ -79,7 +48,7 @@ class Curriculum:
 
     def batch(self, step: int) -> list[Packed]:
         """The same, as lines of `micro_rows` rows that are computed one after another."""
-        rows = [read_row(self._streams[sample.stream], sample.row, self._context) for sample in self.samples(step)]
+        rows = [self._streams[sample.stream].row(sample.row) for sample in self.samples(step)]
         return [pack(rows[first : first + self._micro_rows]) for first in range(0, self._rows, self._micro_rows)]
 
     def stage_of(self, step: int) -> str:
@@ -95,7 +64,7 @@ class Curriculum:
         for number, stage in enumerate(self.mixture.stages):
             drawn, block = self.mixture.drawn(number), sum(stage.counts.values())
             for name, count in stage.counts.items():
-                rows.append(Planned(stage.name, name, count / block, drawn[name] / self._rows_of[name]))
+                rows.append(Planned(stage.name, name, count / block, drawn[name] / self._streams[name].num_rows))
         return rows
 
 

@@ -27,10 +27,12 @@ from polyserve.tokenizer.load import load_tokenizer
 from polyserve_kernels.dispatch import numerics_id, use_backend
 from polyserve_training.checkpoint import Checkpoints, digest, read_meta, restore
 from polyserve_training.config import Recipe
-from polyserve_training.curriculum import Curriculum, Sources, open_sources
+from polyserve_training.curriculum import Curriculum
+from polyserve_training.data.packing import TextRows
 from polyserve_training.model import Described, build, describe, flops_per_token
 from polyserve_training.recipe import as_values
 from polyserve_training.run_log import Done, RunLog
+from polyserve_training.sources import open_sources, open_texts
 from polyserve_training.trainer import Trainer
 from polyserve_training.validation import validate
 
@@ -46,8 +48,8 @@ class Prepared:
 
     recipe: Recipe
     described: Described
-    sources: Sources
-    validation: Sources | None
+    validation: dict[str, TextRows]
+    chat_template: str | None  # its source, where conversations are learned from
     curriculum: Curriculum
     device: torch.device
     identity: dict[str, Any]  # what a checkpoint must have been made with
@@ -96,23 +98,28 @@ def prepare(recipe: Recipe) -> Prepared:
         except ValueError as error:
             raise TrainingError(f"compute.backend: {error}") from error
     folder = Path(recipe.tokenizer)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, chat_template=recipe.chat.template if recipe.chat is not None else None)
     if tokenizer.eos_id is None:
         raise TrainingError(f"tokenizer: {folder} has no end-of-text token")
     described = describe(recipe, tokenizer)
     sha256 = tokenizer_sha256(folder)
-    sources = open_sources(recipe.data.sources, verify=recipe.data.verify, tokenizer_sha256=sha256)
-    validation = None
+    sources = open_sources(recipe, tokenizer, tokenizer_sha256=sha256)
+    validation: dict[str, TextRows] = {}
     if recipe.validation is not None:
-        validation = open_sources(recipe.validation.sources, verify=recipe.data.verify, tokenizer_sha256=sha256)
+        validation, _ = open_texts(
+            recipe.validation.sources, verify="full", context=recipe.batch.context, tokenizer_sha256=sha256
+        )
+    template = tokenizer.chat_template.source if recipe.chat is not None and tokenizer.chat_template else None
     identity = {
         "recipe": as_values(recipe),
         "model": described.hf_config,
         "data": sources.fingerprints,
         "tokenizer": sha256,
+        "chat_template": template,
         "numerics": f"{numerics_id(device)}-threads{torch.get_num_threads()}",
     }
-    return Prepared(recipe, described, sources, validation, Curriculum(recipe, sources), device, identity)
+    curriculum = Curriculum(recipe, sources.streams)
+    return Prepared(recipe, described, validation, template, curriculum, device, identity)
 
 
 def _steps(prepared: Prepared, trainer: Trainer, log: RunLog, checkpoints: Checkpoints, first: int) -> None:
@@ -142,15 +149,9 @@ def _steps(prepared: Prepared, trainer: Trainer, log: RunLog, checkpoints: Check
 
 
 def _validate(prepared: Prepared, trainer: Trainer, log: RunLog, step: int) -> None:
-    assert prepared.validation is not None
     assert prepared.recipe.validation is not None
     log.flush()
-    found = validate(
-        trainer.model,
-        prepared.validation.streams,
-        context=prepared.recipe.batch.context,
-        rows=prepared.recipe.validation.rows,
-    )
+    found = validate(trainer.model, prepared.validation, rows=prepared.recipe.validation.rows)
     log.write({"step": step, "validation": {name: asdict(loss) for name, loss in found.items()}})
     each = ", ".join(f"{name} {loss.loss:.3f} ({loss.bits_per_byte:.3f} bits/byte)" for name, loss in found.items())
     _log.info("validation after step %d: %s", step, each)
@@ -201,6 +202,8 @@ def _write_model_folder(folder: Path, prepared: Prepared) -> None:
             path = Path(prepared.recipe.tokenizer) / name
             if path.is_file():
                 shutil.copyfile(path, folder / name)
+        if prepared.chat_template is not None:
+            (folder / TEMPLATE_FILE).write_text(prepared.chat_template, encoding="utf-8")
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written: {error}") from error
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from polyserve.model.decoder import Decoder
-from polyserve_training.data.packing import num_rows, read_row
-from polyserve_training.data.shards import Stream
+from polyserve_training.data.packing import TextRows
 from polyserve_training.trainer import token_losses
 
 
@@ -22,17 +21,17 @@ class ValidationLoss:
     tokens: int
 
 
-def validate(model: Decoder, streams: Mapping[str, Stream], *, context: int, rows: int) -> dict[str, ValidationLoss]:
+def validate(model: Decoder, streams: Mapping[str, TextRows], *, rows: int) -> dict[str, ValidationLoss]:
     """By stream."""
     found: dict[str, ValidationLoss] = {}
     with torch.no_grad():
-        for name, stream in streams.items():
+        for name, text in streams.items():
             total, count = 0.0, 0
-            for row in range(min(rows, num_rows(stream.num_tokens, context))):
-                part = read_row(stream, row, context)
+            for row in range(min(rows, text.num_rows)):
+                part = text.row(row)
                 total += float(token_losses(model, part).double().sum())
                 count += part.num_valid
             loss = total / max(count, 1)
-            bits_per_byte = loss / math.log(2) * stream.num_tokens / stream.entry.num_bytes
+            bits_per_byte = loss / math.log(2) * text.num_tokens / text.stream.entry.num_bytes
             found[name] = ValidationLoss(loss, bits_per_byte, count)
     return found

@@ -69,7 +69,7 @@ def _documents_of(path: Path, language: str | None) -> Iterator[Document]:
     if path.name.endswith(PARQUET):
         return (_from_fields(row, f"{path}: row {number}", language, path) for number, row in _parquet_rows(path))
     if JSONL in path.suffixes:
-        return _from_lines(path, language)
+        return (_from_fields(fields, f"{path}: line {number}", language, path) for number, fields in read_objects(path))
     return _from_text(path, _checked(language or _named_by(path), str(path)))
 
 
@@ -85,7 +85,8 @@ def _from_text(path: Path, language: str) -> Iterator[Document]:
     yield Document("".join(lines).rstrip("\n"), language)
 
 
-def _from_lines(path: Path, language: str | None) -> Iterator[Document]:
+def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file of JSON lines, with their line numbers. Raises TrainingError."""
     with _opened(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -96,7 +97,7 @@ def _from_lines(path: Path, language: str | None) -> Iterator[Document]:
                 raise TrainingError(f"{path}: line {number} is not JSON: {error}") from error
             if not isinstance(fields, dict):
                 raise TrainingError(f"{path}: line {number} must be an object, got {type(fields).__name__}")
-            yield _from_fields(fields, f"{path}: line {number}", language, path)
+            yield number, fields
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -121,8 +122,12 @@ def _from_fields(fields: Mapping[str, Any], where: str, language: str | None, pa
     text = fields.get("text")
     if not isinstance(text, str):
         raise TrainingError(f"{where}: text must be a string, got {text!r}")
-    said = language or fields.get("language") or fields.get("lang") or _named_by(path)
-    return Document(text, _checked(said, where))
+    return Document(text, language_of(fields, path, where, default=None) if language is None else language)
+
+
+def language_of(fields: Mapping[str, Any], path: Path, where: str, *, default: str | None) -> str:
+    """What a line says its language is, or its file's name does. Raises TrainingError if that is no tag."""
+    return _checked(fields.get("language") or fields.get("lang") or _named_by(path) or default, where)
 
 
 def _bilingual(pair: object, where: str) -> Document:

@@ -47,7 +47,7 @@ def apportion(shares: Mapping[str, float], block: int, *, stage: str) -> dict[st
     for name, count in counts.items():
         if not count:
             raise TrainingError(
-                f"stages: {name} has less than one row in a block of {block} in stage {stage}: raise data.block to "
+                f"stages: {name} has less than one row in a block of {block} in stage {stage}: raise block to "
                 f"{round(total / shares[name])} or its share"
             )
     return counts

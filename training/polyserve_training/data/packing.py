@@ -10,6 +10,7 @@ T tokens   S sequences
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,20 +33,43 @@ class Packed:
         return int((self.targets != IGNORED).sum())
 
 
-def num_rows(num_tokens: int, context: int) -> int:
-    """How many rows a stream has; the last one may be shorter."""
-    return -(-(num_tokens - 1) // context)
+class RowSource(Protocol):
+    """What a stream is to the curriculum: rows that can be asked for in any order."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    @property
+    def num_rows(self) -> int: ...
+
+    def row(self, number: int) -> Packed: ...
 
 
-def read_row(stream: Stream, row: int, context: int) -> Packed:
-    start = row * context
-    tokens, begins = stream.read(start, min(start + context + 1, stream.num_tokens))
-    length = len(tokens) - 1
-    targets = tokens[1:].copy()
-    targets[begins[begins <= length] - 1] = IGNORED
-    bounds = np.concatenate(([0], begins[begins < length], [length]))
-    positions = np.arange(length) - np.repeat(bounds[:-1], np.diff(bounds))
-    return Packed(tokens[:-1], positions, bounds.astype(np.int32), targets)
+@dataclass(frozen=True, slots=True)
+class TextRows:
+    """The rows of a stream of documents."""
+
+    stream: Stream
+    context: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.stream.num_tokens
+
+    @property
+    def num_rows(self) -> int:
+        """The last one may be shorter."""
+        return -(-(self.num_tokens - 1) // self.context)
+
+    def row(self, number: int) -> Packed:
+        start = number * self.context
+        tokens, begins = self.stream.read(start, min(start + self.context + 1, self.num_tokens))
+        length = len(tokens) - 1
+        targets = tokens[1:].copy()
+        targets[begins[begins <= length] - 1] = IGNORED
+        bounds = np.concatenate(([0], begins[begins < length], [length]))
+        positions = np.arange(length) - np.repeat(bounds[:-1], np.diff(bounds))
+        return Packed(tokens[:-1], positions, bounds.astype(np.int32), targets)
 
 
 def pack(parts: Sequence[Packed]) -> Packed:
