@@ -22,7 +22,7 @@ schedule: {{warmup_steps: 2}}
 z_loss: 1e-4
 spikes: {{window: 4}}
 checkpoints: {{every: 2, keep: 2}}
-compute: {{device: cpu}}
+compute: {{device: cpu, threads: 1}}
 """
 
 
