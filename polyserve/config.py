@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 DTYPES = ("bfloat16", "float32", "float16")
+QUANTIZATIONS = ("auto", "none")
 DEVICES = ("auto", "cpu", "cuda")
 KV_CACHE_DTYPES = ("auto", *DTYPES, "int8", "fp8")
 
@@ -27,6 +28,11 @@ class EngineConfig:
 
     model: str = option("smollm2", "a folder, a .gguf file, smollm2, gemma3-270m, or a Hugging Face id with @revision")
     dtype: str = option("bfloat16", "dtype of weights and products; the residual stream is always fp32", choices=DTYPES)
+    quantization: str = option(
+        "auto",
+        "numbers of the matrices; auto: a GGUF file's own where the kernels multiply them, else --dtype; none: --dtype",
+        choices=QUANTIZATIONS,
+    )
     device: str = option("auto", "where the model computes; auto: on a GPU if there is one", choices=DEVICES)
     max_model_len: int | None = option(
         None, "longest sequence in tokens, prompt and answer; default: the model's own limit"
@@ -62,6 +68,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self, "dtype", DTYPES)
+        _check_choices(self, "quantization", QUANTIZATIONS)
         _check_choices(self, "device", DEVICES)
         _check_choices(self, "kv_cache_dtype", KV_CACHE_DTYPES)
         if not 0 < self.gpu_memory_utilization <= 1:

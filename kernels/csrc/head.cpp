@@ -86,12 +86,15 @@ class Head {
 
   // Raw logits of rows [row, row + rows) and the ids of a tile, [rows, n].
   template <class T>
-  void raw_logits(long row, long rows, long first, long n, float* raw) const {
-    const T* hidden = static_cast<const T*>(a.hidden) + row * a.hidden_stride;
-    const T* weight = static_cast<const T*>(a.weight) + first * a.weight_stride;
-    dot_rows<T>(
-        rows, n, a.C, [&](long r) { return hidden + r * a.hidden_stride; }, [&](long i) { return weight + i * a.weight_stride; },
-        [&](long r, long i, float logit) { raw[r * n + i] = logit; });
+  void raw_logits(const Product<Panel<T>>& product, long rows, long first, long n, float* raw) const {
+    if (n % kTile == 0) {
+      product.tiles(first / kTile, n / kTile, raw, n);
+    } else {
+      const long padded = rounded_up(n, kTile);
+      std::vector<float> whole(rows * padded);
+      product.tiles(first / kTile, padded / kTile, whole.data(), padded);
+      for (long r = 0; r < rows; ++r) std::memcpy(raw + r * n, &whole[r * padded], sizeof(float) * n);
+    }
     if (a.soft_cap > 0) {
       for_vectors(rows * n, [&](long i, auto... rest) {
         store(raw + i, mul(set(a.soft_cap), tanh(div(load(raw + i, rest...), set(a.soft_cap)))), rest...);
@@ -152,12 +155,15 @@ class Head {
     std::vector<Partial> edited_sums(rows * tiles_), raw_sums(edits() ? rows * tiles_ : 0);
     std::vector<std::vector<Candidate>> best(rows), top(rows);
     std::mutex merging;
+    std::vector<Panel<T>> own;
+    const Rows<Panel<T>> hidden = prepared<Panel<T>>(static_cast<const T*>(a.hidden) + row * a.hidden_stride, a.hidden_stride, rows, a.C, own);
+    const Product<Panel<T>> product(*a.weight, hidden, rows);
     ps::parallel(tiles_, 1, a.threads, [&](long begin, long end) {
       std::vector<float> raw(rows * ps::kVocabTile), changed(edits() ? rows * ps::kVocabTile : 0);
       std::vector<Best> own_best(rows, Best(a.K)), own_top(rows, Best(a.num_top));
       for (long tile = begin; tile < end; ++tile) {
         const long first = tile * ps::kVocabTile, n = std::min(ps::kVocabTile, a.V - first);
-        raw_logits<T>(row, rows, first, n, raw.data());
+        raw_logits<T>(product, rows, first, n, raw.data());
         if (edits()) edit(row, rows, first, n, raw.data(), changed.data());
         const float* values = edits() ? changed.data() : raw.data();
         for (long r = 0; r < rows; ++r) {
@@ -181,7 +187,7 @@ class Head {
         if (a.raw_lse != nullptr) a.raw_lse[row + r] = log_sum_exp(edits() ? &raw_sums[r * tiles_] : sums);
         put_best(best[r], a.K, row + r, a.ids, a.values, a.raw);
         put_best(top[r], a.num_top, row + r, a.top_ids, nullptr, a.top_raw);
-        if (a.uniforms != nullptr) draw<T>(row + r, sums);
+        if (a.uniforms != nullptr) draw<T>(row + r, {*a.weight, {hidden[r], hidden.stride}, 1}, sums);
       }
     });
   }
@@ -216,7 +222,7 @@ class Head {
   }
 
   template <class T>
-  void draw(long row, const Partial* sums) const {
+  void draw(long row, const Product<Panel<T>>& product, const Partial* sums) const {
     const float* u = a.uniforms + 2 * row * tiles_;
     double lead = -std::numeric_limits<double>::infinity();
     long winner = -1;
@@ -229,7 +235,7 @@ class Head {
     if (winner < 0) return;
     const long first = winner * ps::kVocabTile, n = std::min(ps::kVocabTile, a.V - first);
     std::vector<float> raw(n), edited(n);
-    raw_logits<T>(row, 1, first, n, raw.data());
+    raw_logits<T>(product, 1, first, n, raw.data());
     if (edits()) {
       edit(row, 1, first, n, raw.data(), edited.data());
     } else {

@@ -5,7 +5,11 @@
 #include "head.cpp"
 #include "matmul.cpp"
 #include "norm.cpp"
+#include "pack.cpp"
 #include "rotary.cpp"
+#include "unpack.cpp"
+
+#include "decoder.cpp"  // which calls the others
 
 #define PS_STRING_OF(x) #x
 #define PS_STRING(x) PS_STRING_OF(x)
@@ -13,6 +17,6 @@
 namespace PS_ISA {
 
 extern const ps::Table table;
-const ps::Table table = {PS_STRING(PS_ISA), matmul, norm, activation, rotary, attention, head};
+const ps::Table table = {PS_STRING(PS_ISA), matmul, norm, activation, rotary, attention, head, packed_bytes, pack, unpack, decoder};
 
 }  // namespace PS_ISA

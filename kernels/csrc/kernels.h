@@ -15,12 +15,47 @@ enum DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3, kFl
 constexpr int64_t kVocabTile = 1024;  // ids of one tile of the head
 constexpr int64_t kKeyTile = 128;     // keys of one partial of attention, at absolute positions
 
+// A weight [N, K], or some of its rows, as weight.h describes it.
+struct Weight {
+  const void* data;
+  int64_t rows, channels;  // N, K
+  int64_t stride;          // of floats that lie as torch keeps them; 0: packed
+  int32_t dtype;           // of floats
+  int32_t bits;            // of an integer, 0: floats
+  int32_t offset;          // what is subtracted from an integer as it is stored
+  int32_t group, block;    // channels that share a scale, and that lie together; block is a multiple of group
+  int32_t scale_dtype, has_min, two_level;
+};
+
+// Write rows of a checkpoint into a packed weight, whose memory was zeros.
+struct PackArgs {
+  const Weight* weight;
+  const void* source;
+  const int64_t* rows;  // [num_rows], the weight's row for each row of the source
+  int64_t num_rows, first_channel, num_channels;
+  int64_t row_stride, channel_stride;  // of floats and integers, in elements; of GGUF blocks row_stride is in bytes
+  const void *scales, *minimums;       // [rows, groups] of the weight's scale_dtype, for integers
+  int64_t scale_row, scale_group;      // their strides
+  int32_t source_dtype;                // of floats
+  int32_t gguf_type;                   // as GGUF numbers them; -1: integers, -2: floats
+  int32_t threads;
+};
+
+// Rows of a weight as they are multiplied, in float32: (integer - offset) * scale + minimum, or the float.
+struct UnpackArgs {
+  const Weight* weights;
+  const int64_t* rows;  // [num_rows]
+  float* y;             // [num_rows, K], contiguous
+  int64_t num_weights, num_rows;
+  int32_t threads;
+};
+
 struct MatmulArgs {
-  const void* x;     // [T, K]
-  const void* w;     // [N, K]
-  const void* bias;  // [N] or null
-  void* y;           // [T, N], contiguous
-  int64_t T, N, K, x_stride, w_stride;
+  const void* x;          // [T, K]
+  const Weight* weights;  // [num_weights], whose rows follow each other: N together
+  const void* bias;       // [N] or null
+  void* y;                // [T, N], contiguous
+  int64_t T, N, K, x_stride, num_weights;
   int32_t dtype, out_dtype, threads;
 };
 
@@ -75,8 +110,8 @@ struct AttentionArgs {
 };
 
 struct HeadArgs {
-  const void* hidden;  // [S, C]
-  const void* weight;  // [V, C]
+  const void* hidden;    // [S, C]
+  const Weight* weight;  // [V, C]
   const float* temperature;  // [S] or null
   // edits in ascending order of id; num_edits 0: none
   const int64_t *edit_rows, *edit_ids;
@@ -94,9 +129,43 @@ struct HeadArgs {
   float* top_raw;            // [S, num_top]
   float* target_raw;         // [S]
   float *all_raw, *all_edited;  // [S, V]
-  int64_t S, C, V, K, num_top, num_edits, hidden_stride, weight_stride;
+  int64_t S, C, V, K, num_top, num_edits, hidden_stride;
   float soft_cap;            // 0: none
   int32_t dtype, threads;
+};
+
+struct NormWeights {
+  const float *weight, *bias;  // null: there is none
+};
+
+struct LinearWeights {
+  const Weight* weights;
+  const void* bias;  // of the step's dtype, or null
+  int64_t num_weights, N;
+};
+
+struct DecoderLayer {
+  LinearWeights qkv, out, up, down;
+  NormWeights attention_norm, q_norm, k_norm, attention_post_norm, mlp_norm, mlp_post_norm;
+  const float *cos, *sin;  // [max_len, R / 2], or null: no rotation
+  void *k_cache, *v_cache;
+  float *k_scales, *v_scales;
+  int64_t window;  // 0: none
+};
+
+// A forward pass of a decoder: hidden states after the final norm, and keys and values in their slots.
+struct DecoderArgs {
+  LinearWeights words;         // [V, C]
+  NormWeights embedding_norm, norm;
+  const DecoderLayer* layers;  // [num_layers]
+  const void* position_table;  // [max_len, C] of the step's dtype, or null
+  const float* alibi_slopes;   // [Hq] or null
+  const int64_t *token_ids, *positions, *slots;  // [T]
+  const int32_t *block_tables, *seq_lens, *cu_seqlens_q;  // as in AttentionArgs
+  void* hidden;                // [T, C], contiguous
+  int64_t num_layers, T, S, C, F, Hq, Hkv, D, R, max_blocks, block_size, num_slots;
+  float words_scale, position_scale, eps, scale, soft_cap;  // soft_cap 0: none
+  int32_t activation, interleaved, dtype, cache_dtype, threads;
 };
 
 struct Table {
@@ -107,6 +176,10 @@ struct Table {
   void (*rotary)(const RotaryArgs&);
   void (*attention)(const AttentionArgs&);
   void (*head)(const HeadArgs&);
+  int64_t (*packed_bytes)(const Weight&);
+  void (*pack)(const PackArgs&);
+  void (*unpack)(const UnpackArgs&);
+  void (*decoder)(const DecoderArgs&);
 };
 
 }  // namespace ps

@@ -50,17 +50,23 @@ PS_EXPORT const char* ps_choose(const char* name) {
 }
 
 // How large each struct of arguments is here, in the order of kernels.h: whoever fills them can see that both sides agree.
-PS_EXPORT void ps_sizes(int64_t sizes[6]) {
-  const int64_t all[6] = {sizeof(ps::MatmulArgs), sizeof(ps::NormArgs),      sizeof(ps::ActivationArgs),
-                          sizeof(ps::RotaryArgs), sizeof(ps::AttentionArgs), sizeof(ps::HeadArgs)};
+PS_EXPORT void ps_sizes(int64_t sizes[11]) {
+  const int64_t all[11] = {sizeof(ps::Weight),         sizeof(ps::PackArgs),   sizeof(ps::UnpackArgs),
+                          sizeof(ps::MatmulArgs),     sizeof(ps::NormArgs),   sizeof(ps::ActivationArgs),
+                          sizeof(ps::RotaryArgs),     sizeof(ps::AttentionArgs), sizeof(ps::HeadArgs),
+                          sizeof(ps::DecoderLayer), sizeof(ps::DecoderArgs)};
   std::memcpy(sizes, all, sizeof all);
 }
 
+PS_EXPORT int64_t ps_packed_bytes(const ps::Weight* weight) { return chosen->packed_bytes(*weight); }
+PS_EXPORT void ps_pack(const ps::PackArgs* args) { chosen->pack(*args); }
+PS_EXPORT void ps_unpack(const ps::UnpackArgs* args) { chosen->unpack(*args); }
 PS_EXPORT void ps_matmul(const ps::MatmulArgs* args) { chosen->matmul(*args); }
 PS_EXPORT void ps_norm(const ps::NormArgs* args) { chosen->norm(*args); }
 PS_EXPORT void ps_activation(const ps::ActivationArgs* args) { chosen->activation(*args); }
 PS_EXPORT void ps_rotary(const ps::RotaryArgs* args) { chosen->rotary(*args); }
 PS_EXPORT void ps_attention(const ps::AttentionArgs* args) { chosen->attention(*args); }
+PS_EXPORT void ps_decoder(const ps::DecoderArgs* args) { chosen->decoder(*args); }
 PS_EXPORT void ps_head(const ps::HeadArgs* args) { chosen->head(*args); }
 
 }

@@ -1,95 +1,349 @@
-// Dot products of rows with rows: the one inner loop of matrix products, of attention's scores and of the head's logits.
+// Products of rows of x with the rows of a weight: the one inner loop of matrix products and of the head's logits.
 //
-// Rows lie as they are in memory, weights included: nothing is packed, so a checkpoint is used where it is mapped.
-//
-// Bits    A dot product runs over K in ascending order, W floats (2 W bfloat16) at a time, into one vector whose lanes
-//         are added by `sums`. How many rows share a tile does not enter it.
-// Shapes  MR rows of x times NR rows of w, each of K elements
+// How      A tile's lanes are rows of the weight, so every sum stays in its lane. Tiles are multiplied panel by panel; a
+//          weight that is stored smaller is unpacked into a panel of the first-level cache, once for all rows of x.
+// Bits     The products of a group of channels (plain_group where there are no scales) are added up in ascending order,
+//          from zero; then the group's sum, times its scale, is added to the result, and x's sum times the minimum. How
+//          many rows or tiles are computed together does not enter it.
+// Shapes   M rows of x   kTile rows of w a tile   K channels
 
 #pragma once
 
 #include <type_traits>
+#include <vector>
 
-#include "simd.h"
+#include "weight.h"
 
 namespace PS_ISA {
 
+// Rows of x as they are multiplied: padded with zeros to whole chunks of channels.
+template <class P>
+struct Rows {
+  const P* data;
+  long stride;
+  const P* operator[](long m) const { return data + m * stride; }
+};
+
+// What x is multiplied as: bfloat16, or float32.
 template <class T>
-struct Step {  // float32, or float16 widened to it
-  static constexpr long size = W;
-  using vector = vf;
-  static vector load(const T* p) { return PS_ISA::load(p); }
-  static vector load(const T* p, long n) { return PS_ISA::load(p, n); }
-  static vf dot(vf acc, vector a, vector b) { return fma(a, b, acc); }
+using Panel = std::conditional_t<std::is_same_v<T, bf16>, bf16, float>;
+
+// One channel, or a pair of bfloat16.
+template <class P>
+struct Lane;
+template <>
+struct Lane<float> {
+  static constexpr long channels = 1;
+  static constexpr long plain_group = 32;  // channels that are summed before they are added to the rest: sums stay exact
+  static vf spread(const float* p) { return set(*p); }
+  static vf load(const float* p) { return PS_ISA::load(p); }
+  static vf dot(vf acc, vf a, vf b) { return fma(a, b, acc); }
 };
 template <>
-struct Step<bf16> {
-  static constexpr long size = 2 * W;
-  using vector = vi;
-  static vector load(const bf16* p) { return load_pairs(p); }
-  static vector load(const bf16* p, long n) { return load_pairs(p, n); }
-  static vf dot(vf acc, vector a, vector b) { return dot_pairs(acc, a, b); }
+struct Lane<bf16> {
+  static constexpr long channels = 2;
+  static constexpr long plain_group = 256;
+  static vi spread(const bf16* p) {
+    int32_t pair;
+    std::memcpy(&pair, p, 4);
+    return set_pairs(pair);
+  }
+  static vi load(const bf16* p) { return load_pairs(p); }
+  static vf dot(vf acc, vi a, vi b) { return dot_pairs(acc, a, b); }
 };
 
-// out[m * NR + n] = x[m] . w[n]
-template <class T, int MR, int NR>
-inline void dot_tile(const T* const x[MR], const T* const w[NR], long K, float* out) {
-  using S = Step<T>;
-  constexpr int count = MR * NR, padded = (count + W - 1) / W * W;
-  vf acc[padded];
-  for (int i = 0; i < padded; ++i) acc[i] = zero();
-  long k = 0;
-  for (; k + S::size <= K; k += S::size) {
-    typename S::vector xs[MR];
-    for (int m = 0; m < MR; ++m) xs[m] = S::load(x[m] + k);
-    for (int n = 0; n < NR; ++n) {
-      const typename S::vector ws = S::load(w[n] + k);
-      for (int m = 0; m < MR; ++m) acc[m * NR + n] = S::dot(acc[m * NR + n], xs[m], ws);
+// Groups of a panel's channels, for one tile.
+struct Groups {
+  const float* scales;  // [groups][kTile], null: 1
+  const float* minimums;  // likewise, null: 0
+};
+
+// out[m][t * kTile ...] += the groups of x[m] times tile t, for MR rows and NT tiles.
+template <class P, int MR, int NT, bool SCALES, bool MINIMUMS>
+inline void multiply(const P* const* x, const P* const* w, const Groups* groups, const float* sums, long sums_stride,
+                     long num_groups, long group, float* const* out) {
+  using L = Lane<P>;
+  constexpr int NV = NT * kTile / W, per_tile = kTile / W;
+  vf total[MR][NV];
+  for (int m = 0; m < MR; ++m) {
+    for (int v = 0; v < NV; ++v) total[m][v] = load(out[m] + v * W);
+  }
+  for (long g = 0; g < num_groups; ++g) {
+    vf acc[MR][NV];
+    for (int m = 0; m < MR; ++m) {
+      for (int v = 0; v < NV; ++v) acc[m][v] = zero();
+    }
+    for (long k = g * group; k < (g + 1) * group; k += L::channels) {
+      decltype(L::load(w[0])) ws[NV];
+      for (int v = 0; v < NV; ++v) ws[v] = L::load(w[v / per_tile] + k * kTile + v % per_tile * W * L::channels);
+      for (int m = 0; m < MR; ++m) {
+        const auto xs = L::spread(x[m] + k);
+        for (int v = 0; v < NV; ++v) acc[m][v] = L::dot(acc[m][v], xs, ws[v]);
+      }
+    }
+    for (int v = 0; v < NV; ++v) {
+      const long i = g * kTile + v % per_tile * W;
+      const vf scale = SCALES ? load(groups[v / per_tile].scales + i) : zero();
+      for (int m = 0; m < MR; ++m) total[m][v] = SCALES ? fma(acc[m][v], scale, total[m][v]) : add(total[m][v], acc[m][v]);
+      if constexpr (MINIMUMS) {
+        const vf minimum = load(groups[v / per_tile].minimums + i);
+        for (int m = 0; m < MR; ++m) total[m][v] = fma(set(sums[g * sums_stride + m]), minimum, total[m][v]);
+      }
     }
   }
-  if (k < K) {
-    typename S::vector xs[MR];
-    for (int m = 0; m < MR; ++m) xs[m] = S::load(x[m] + k, K - k);
-    for (int n = 0; n < NR; ++n) {
-      const typename S::vector ws = S::load(w[n] + k, K - k);
-      for (int m = 0; m < MR; ++m) acc[m * NR + n] = S::dot(acc[m * NR + n], xs[m], ws);
-    }
+  for (int m = 0; m < MR; ++m) {
+    for (int v = 0; v < NV; ++v) store(out[m] + v * W, total[m][v]);
   }
-  alignas(64) float result[padded];
-  for (int i = 0; i < padded; i += W) store(result + i, sums(acc + i));
-  for (int i = 0; i < count; ++i) out[i] = result[i];
 }
 
-constexpr int kRows = 4, kCols = W / 4;  // of a full tile: W sums
+#if defined(__AVX512BF16__)
 
-// emit(m, n, x_m . w_n) for all rows of x and of w. x_row and w_row give a row's address.
-template <class T, class XRow, class WRow, class Emit>
-inline void dot_rows(long num_x, long num_w, long K, XRow x_row, WRow w_row, Emit emit) {
-  const auto tile = [&](auto mr, auto nr, long m, long n) {
-    constexpr int MR = decltype(mr)::value, NR = decltype(nr)::value;
-    const T* xs[MR];
-    const T* ws[NR];
-    float out[MR * NR];
-    for (int i = 0; i < MR; ++i) xs[i] = x_row(m + i);
-    for (int j = 0; j < NR; ++j) ws[j] = w_row(n + j);
-    dot_tile<T, MR, NR>(xs, ws, K, out);
-    for (int i = 0; i < MR; ++i) {
-      for (int j = 0; j < NR; ++j) emit(m + i, n + j, out[i * NR + j]);
-    }
-  };
-  using std::integral_constant;
-  const auto columns = [&](auto nr, long n) {  // every row of x against NR rows of w
-    long m = 0;
-    for (; m + kRows <= num_x; m += kRows) tile(integral_constant<int, kRows>{}, nr, m, n);
-    for (; m + 2 <= num_x; m += 2) tile(integral_constant<int, 2>{}, nr, m, n);
-    for (; m < num_x; ++m) tile(integral_constant<int, 1>{}, nr, m, n);
-  };
-  long n = 0;
-  if (num_x == 1) {  // more streams of weights at once
-    for (; n + 2 * kCols <= num_w; n += 2 * kCols) tile(integral_constant<int, 1>{}, integral_constant<int, 2 * kCols>{}, 0, n);
+constexpr long kAhead = 6144;  // bytes of a stream of blocks, about what arrives while memory answers
+
+// The same for the groups [g, end) of integers that are unpacked in registers: for rows that are too few to share a panel.
+template <int BITS, int MR, int NT>
+inline void multiply_integers(const ps::Weight& w, const Layout& layout, const Table& table, long tile, long end,
+                              const bf16* const* x, const float* sums, long sums_stride, float* const* out) {
+  const vi low = _mm512_load_si512(table.entries), high = _mm512_load_si512(table.entries + 32);
+  vf total[MR][NT];
+  for (int m = 0; m < MR; ++m) {
+    for (int t = 0; t < NT; ++t) total[m][t] = zero();
   }
-  for (; n + kCols <= num_w; n += kCols) columns(integral_constant<int, kCols>{}, n);
-  for (; n < num_w; ++n) columns(integral_constant<int, 1>{}, n);
+  for (long g = 0; g < end; ++g) {
+    const Place first(layout, tile, g);
+    const long step = first.block - Place(layout, tile + (NT > 1), g).block;  // tiles of a quad are equally far apart
+    const long channels = std::min<long>(w.group, layout.channels - g * w.group);
+    vf acc[MR][NT];
+    for (int m = 0; m < MR; ++m) {
+      for (int t = 0; t < NT; ++t) acc[m][t] = zero();
+    }
+    for (long k = 0; k < channels; k += kChunk) {
+      for (int t = 0; t < NT; ++t) {
+        const uint8_t* chunk = first.values - t * step + k * (kTile * BITS / kChunk);
+        _mm_prefetch(chunk + kAhead, _MM_HINT_T0);
+        if constexpr (BITS > 4) _mm_prefetch(chunk + kAhead + 64, _MM_HINT_T0);
+        vi pairs[4];
+        unpack_chunk<BITS>(chunk, low, high, pairs);
+        for (int m = 0; m < MR; ++m) {
+          for (int j = 0; j < 4; ++j) acc[m][t] = dot_pairs(acc[m][t], Lane<bf16>::spread(x[m] + g * w.group + k + 2 * j), pairs[j]);
+        }
+      }
+    }
+    for (int t = 0; t < NT; ++t) {
+      Place place = first;
+      place.block -= t * step;
+      const vf scale = scales_of(w, layout, place, 0);
+      for (int m = 0; m < MR; ++m) total[m][t] = fma(acc[m][t], scale, total[m][t]);
+      if (w.has_min) {
+        const vf minimum = minimums_of(w, layout, place, 0);
+        for (int m = 0; m < MR; ++m) total[m][t] = fma(set(sums[g * sums_stride + m]), minimum, total[m][t]);
+      }
+    }
+  }
+  for (int m = 0; m < MR; ++m) {
+    for (int t = 0; t < NT; ++t) store(out[m] + t * kTile, total[m][t]);
+  }
+}
+
+#endif
+
+// So many sums stay in registers: with scales, those of the groups before, too.
+constexpr int kMostRows = W == 16 ? 8 : 2, kMostScaledRows = W == 16 ? 6 : 2, kMostTiles = 8;
+constexpr long kMostChannels = 256;  // of a panel
+#if defined(__AVX512BF16__)
+constexpr long kFewRows = 4;  // at most so many are multiplied without a panel
+#else
+constexpr long kFewRows = 0;
+#endif
+
+// What one thread needs to unpack tiles; kept from call to call.
+template <class P>
+struct Panels {
+  std::vector<P> values;
+  std::vector<float> scales, minimums;
+  static Panels& of_this_thread() {
+    static thread_local Panels panels;
+    return panels;
+  }
+};
+
+// x's sum in each group, [groups][M], for a weight with minimums.
+template <class P>
+std::vector<float> group_sums(const ps::Weight& w, const Layout& layout, const Rows<P>& x, long M) {
+  if (!w.has_min) return {};
+  const long num = layout.num_groups;
+  std::vector<float> sums(M * num);
+  for (long m = 0; m < M; ++m) {
+    for (long g = 0; g < num; ++g) {
+      const long end = std::min<long>(layout.channels, (g + 1) * w.group);
+      vf total = zero();
+      for (long c = g * w.group; c < end; c += W) {
+        total = c + W <= end ? add(total, load(x[m] + c)) : add(total, load(x[m] + c, end - c));
+      }
+      sums[g * M + m] = sum(total);
+    }
+  }
+  return sums;
+}
+
+// A weight and M rows of x that it is multiplied with.
+template <class P>
+class Product {
+ public:
+  Product(const ps::Weight& w, Rows<P> x, long M)
+      : w_(w), layout_(w), table_(w), x_(x), M_(M), channels_(layout_.channels), group_(w.bits == 0 ? Lane<P>::plain_group : w.group),
+        num_groups_((channels_ + group_ - 1) / group_), sums_(group_sums(w, layout_, x, M)) {}
+
+  // out[m][0 ... kTile * count) for `count` tiles from `first` on. out: [M] rows, `stride` apart.
+  void tiles(long first, long count, float* out, long stride) const {
+#if defined(__AVX512BF16__)
+    if constexpr (std::is_same_v<P, bf16>) {
+      if (w_.bits != 0 && M_ <= kFewRows) return few_rows(first, count, out, stride);
+    }
+#endif
+    for (long m = 0; m < M_; ++m) std::memset(out + m * stride, 0, sizeof(float) * kTile * count);
+    long t = 0;
+    if (M_ == 1) {
+      for (; t + 8 <= count; t += 8) all_groups<8>(first + t, out + t * kTile, stride);
+    }
+    for (; t + 2 <= count; t += 2) all_groups<2>(first + t, out + t * kTile, stride);
+    for (; t < count; ++t) all_groups<1>(first + t, out + t * kTile, stride);
+  }
+
+ private:
+#if defined(__AVX512BF16__)
+  void few_rows(long first, long count, float* out, long stride) const {
+    long m = 0;
+    for (; m + 4 <= M_; m += 4) quads<4>(m, first, count, out, stride);
+    for (; m + 2 <= M_; m += 2) quads<2>(m, first, count, out, stride);
+    for (; m < M_; ++m) quads<1>(m, first, count, out, stride);
+  }
+
+  template <int MR>
+  void quads(long m, long first, long count, float* out, long stride) const {
+    for (long t = first; t < first + count;) {
+      const bool whole = t % kQuad == 0 && t + kQuad <= first + count;
+      switch (w_.bits) {
+        case 2: whole ? integers<2, MR, kQuad>(m, t, out + (t - first) * kTile, stride) : integers<2, MR, 1>(m, t, out + (t - first) * kTile, stride); break;
+        case 3: whole ? integers<3, MR, kQuad>(m, t, out + (t - first) * kTile, stride) : integers<3, MR, 1>(m, t, out + (t - first) * kTile, stride); break;
+        case 4: whole ? integers<4, MR, kQuad>(m, t, out + (t - first) * kTile, stride) : integers<4, MR, 1>(m, t, out + (t - first) * kTile, stride); break;
+        case 5: whole ? integers<5, MR, kQuad>(m, t, out + (t - first) * kTile, stride) : integers<5, MR, 1>(m, t, out + (t - first) * kTile, stride); break;
+        case 6: whole ? integers<6, MR, kQuad>(m, t, out + (t - first) * kTile, stride) : integers<6, MR, 1>(m, t, out + (t - first) * kTile, stride); break;
+        default: whole ? integers<8, MR, kQuad>(m, t, out + (t - first) * kTile, stride) : integers<8, MR, 1>(m, t, out + (t - first) * kTile, stride);
+      }
+      t += whole ? kQuad : 1;
+    }
+  }
+
+  template <int BITS, int MR, int NT>
+  void integers(long m, long tile, float* out, long stride) const {
+    const bf16* x[MR];
+    float* places[MR];
+    for (int i = 0; i < MR; ++i) {
+      x[i] = x_[m + i];
+      places[i] = out + (m + i) * stride;
+    }
+    multiply_integers<BITS, MR, NT>(w_, layout_, table_, tile, num_groups_, x, sums_of(m, 0), M_, places);
+  }
+#endif
+
+  template <int NT>
+  void all_groups(long tile, float* out, long stride) const {
+    const long at_once = (w_.bits == 0 ? kMostChannels : M_ == 1 ? kMostChannels / 4 : kMostChannels) / group_;
+    const long whole = channels_ / group_;
+    for (long g = 0; g < whole; g += at_once) some_groups<NT>(tile, g, std::min(at_once, whole - g), group_, out, stride);
+    if (whole < num_groups_) some_groups<NT>(tile, whole, 1, channels_ - whole * group_, out, stride);
+  }
+
+  // Begin to bring in the groups that a tile's next panel is made of, while this one is multiplied.
+  void prefetch(long tile, long g, long num) const {
+    for (long i = g; i < std::min(g + num, num_groups_); ++i) {
+      const Place place(layout_, tile, i);
+      _mm_prefetch(place.block, _MM_HINT_T0);
+      for (long byte = 0; byte < layout_.values; byte += 64) _mm_prefetch(place.values + byte, _MM_HINT_T0);
+    }
+  }
+
+  template <int NT>
+  void some_groups(long tile, long g, long num, long group, float* out, long stride) const {
+    Panels<P>& own = Panels<P>::of_this_thread();
+    const long channel = g * group_, channels = num * group, size = channels * kTile;
+    own.values.resize(kMostTiles * kMostChannels * kTile);
+    own.scales.resize(kMostTiles * kMostChannels * kTile / 8);
+    own.minimums.resize(kMostTiles * kMostChannels * kTile / 8);
+    const P* w[NT];
+    Groups groups[NT];
+    for (int t = 0; t < NT; ++t) {
+      P* panel = own.values.data() + t * size;
+      groups[t] = {nullptr, nullptr};
+      if (w_.bits == 0) {
+        w[t] = panel_of(w_, layout_, tile + t, channel, channels, panel);
+        continue;
+      }
+      float* scales = own.scales.data() + t * num * kTile;
+      float* minimums = own.minimums.data() + t * num * kTile;
+      for (long i = 0; i < num; ++i) {
+        const Place place(layout_, tile + t, g + i);
+        unpack_values(w_, table_, place.values, group, panel + i * group * kTile);
+        for (long lane = 0; lane < kTile; lane += W) {
+          store(scales + i * kTile + lane, scales_of(w_, layout_, place, lane));
+          if (w_.has_min) store(minimums + i * kTile + lane, minimums_of(w_, layout_, place, lane));
+        }
+      }
+      w[t] = panel;
+      groups[t] = {scales, minimums};
+      if (M_ > 1) prefetch(tile + t, g + num, num);
+    }
+    const long most = w_.bits == 0 ? kMostRows : kMostScaledRows, blocks = (M_ + most - 1) / most;
+    for (long b = 0; b < blocks; ++b) {
+      const long m = M_ * b / blocks;
+      rows<NT>(static_cast<int>(M_ * (b + 1) / blocks - m), m, w, groups, g, num, group, out, stride);
+    }
+  }
+
+  // `count` rows from m on, as many as stay in registers.
+  template <int NT, int MR = NT <= 2 ? kMostRows : 1>
+  void rows(int count, long m, const P* const* w, const Groups* groups, long g, long num, long group, float* out, long stride) const {
+    if constexpr (MR > 1) {
+      if (count < MR) return rows<NT, MR - 1>(count, m, w, groups, g, num, group, out, stride);
+    }
+    const P* x[MR];
+    float* places[MR];
+    for (int i = 0; i < MR; ++i) {
+      x[i] = x_[m + i] + g * group_;
+      places[i] = out + (m + i) * stride;
+    }
+    const float* sums = sums_of(m, g);
+    if (w_.bits == 0) return multiply<P, MR, NT, false, false>(x, w, groups, sums, M_, num, group, places);
+    if constexpr (MR <= kMostScaledRows) {
+      w_.has_min ? multiply<P, MR, NT, true, true>(x, w, groups, sums, M_, num, group, places)
+                 : multiply<P, MR, NT, true, false>(x, w, groups, sums, M_, num, group, places);
+    }
+  }
+
+  // The sums of groups from g on, for rows from m on; null without minimums.
+  const float* sums_of(long m, long g) const { return sums_.empty() ? nullptr : sums_.data() + g * M_ + m; }
+
+  const ps::Weight& w_;
+  const Layout layout_;
+  const Table table_;
+  const Rows<P> x_;
+  const long M_, channels_, group_, num_groups_;
+  const std::vector<float> sums_;
+};
+
+// Rows of x as `Product` takes them: where they lie, or a copy in `own`.
+template <class P, class T>
+inline Rows<P> prepared(const T* x, long stride, long M, long K, std::vector<P>& own) {
+  const long padded = rounded_up(K, kChunk);
+  if constexpr (std::is_same_v<P, T>) {
+    if (padded == K) return {x, stride};
+  }
+  own.assign(M * padded, P{});
+  for (long m = 0; m < M; ++m) {
+    for_vectors(K, [&](long k, auto... n) { store(&own[m * padded + k], load(x + m * stride + k, n...), n...); });
+  }
+  return {own.data(), padded};
 }
 
 }  // namespace PS_ISA

@@ -88,6 +88,7 @@ inline vi load_pairs(const bf16* p) { return _mm512_loadu_si512(p); }
 inline vi load_pairs(const bf16* p, long n) {
   return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((1ull << n) - 1), p);
 }
+inline vi set_pairs(int32_t pair) { return _mm512_set1_epi32(pair); }
 inline vf even_of(vi x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
 inline vf odd_of(vi x) { return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(0xffff0000))); }
 
@@ -205,6 +206,7 @@ inline vi load_pairs(const bf16* p, long n) {
   std::memcpy(copy, p, 2 * n);
   return _mm256_load_si256(reinterpret_cast<const __m256i*>(copy));
 }
+inline vi set_pairs(int32_t pair) { return _mm256_set1_epi32(pair); }
 inline vf even_of(vi x) { return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)); }
 inline vf odd_of(vi x) { return _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(0xffff0000))); }
 

@@ -12,7 +12,8 @@
 namespace ps {
 namespace {
 
-constexpr int kSpins = 10'000;  // a few tenths of a millisecond
+constexpr int kSpins = 10'000;    // a few tenths of a millisecond
+constexpr int kYields = 2'000;    // a millisecond or two, more where others want the core
 constexpr long kChunksPerThread = 4;
 
 class Pool {
@@ -68,6 +69,11 @@ class Pool {
       const uint64_t state = state_.load(std::memory_order_acquire);
       if (state / kLoop != done) return state;
       _mm_pause();
+    }
+    for (int i = 0; i < kYields; ++i) {  // Python is between two steps: waking up takes longer than most loops
+      const uint64_t state = state_.load(std::memory_order_acquire);
+      if (state / kLoop != done) return state;
+      std::this_thread::yield();
     }
     std::unique_lock<std::mutex> lock(sleep_);
     wake_.wait(lock, [&] { return state_.load(std::memory_order_acquire) / kLoop != done; });

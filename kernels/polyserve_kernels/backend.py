@@ -3,16 +3,21 @@
 Their contracts are in `ops.py`, which has checked every argument before it calls them. Options have no defaults here.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from polyserve_kernels.types import BlockCache, HeadTopK, LogitEdits, LossOptions, QuantizedWeight, Scoring
 
+Weight = Any  # a Tensor; or a PackedWeight, which only backends that pack are given
+
 
 class Backend(Protocol):
-    def matmul(self, x: Tensor, w: Tensor, bias: Tensor | None, *, out_dtype: torch.dtype) -> Tensor: ...
+    decoder_step: Any  # (DecoderParts, caches) -> the forward pass, or None
+    packing: Any  # the functions packed_weight, pack and unpacked, or None
+
+    def matmul(self, x: Tensor, w: Weight, bias: Tensor | None, *, out_dtype: torch.dtype) -> Tensor: ...
 
     def quantized_matmul(
         self, x: Tensor, w: QuantizedWeight, bias: Tensor | None, *, out_dtype: torch.dtype
@@ -76,7 +81,7 @@ class Backend(Protocol):
     def head_topk(
         self,
         hidden: Tensor,
-        weight: Tensor,
+        weight: Weight,
         *,
         k: int,
         temperature: Tensor | None,
@@ -89,7 +94,7 @@ class Backend(Protocol):
     def head_logits(
         self,
         hidden: Tensor,
-        weight: Tensor,
+        weight: Weight,
         *,
         edits: LogitEdits | None,
         temperature: Tensor | None,
@@ -97,7 +102,7 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
     def token_logprobs(
-        self, hidden: Tensor, weight: Tensor, targets: Tensor, *, num_top: int, soft_cap: float | None
+        self, hidden: Tensor, weight: Weight, targets: Tensor, *, num_top: int, soft_cap: float | None
     ) -> tuple[Tensor, Tensor, Tensor]: ...
 
     def linear_cross_entropy(self, hidden: Tensor, weight: Tensor, targets: Tensor, options: LossOptions) -> Tensor: ...

@@ -8,7 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from polyserve_kernels.types import KEY_TILE, BlockCache, LogitEdits, QuantizedWeight, Scoring
+from polyserve_kernels.types import (
+    KEY_TILE,
+    BlockCache,
+    LogitEdits,
+    PackedWeight,
+    QuantizedWeight,
+    Scoring,
+)
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SCALED = (torch.int8, torch.float8_e4m3fn)  # cache dtypes whose numbers have a scale for each token and head
@@ -31,7 +38,7 @@ def check_dtype(name: str, x: Tensor, *wanted: torch.dtype) -> None:
         raise ValueError(f"{name} must be {' or '.join(_word(dtype) for dtype in wanted)}, got {_word(x.dtype)}")
 
 
-def check_together(**tensors: Tensor | None) -> None:
+def check_together(**tensors: Tensor | PackedWeight | None) -> None:
     """Refuse tensors on different devices."""
     if len({x.device for x in tensors.values() if x is not None}) > 1:
         present = {name: x.device for name, x in tensors.items() if x is not None}
@@ -192,13 +199,30 @@ def check_scoring(q: Tensor, scoring: Scoring) -> None:
     check_positive("soft_cap", scoring.soft_cap)
 
 
+def check_weight(name: str, w: Tensor | PackedWeight, x: Tensor, rows: str) -> None:
+    """Refuse a weight that x [., K] cannot be multiplied with."""
+    if isinstance(w, Tensor):
+        check_shape(name, w, (rows, x.shape[1]))
+        check_dtype(name, w, x.dtype)
+    else:
+        if w.channels != x.shape[1]:
+            raise ValueError(f"{name} must have shape [{rows}, {x.shape[1]}], got {list(w.shape)}")
+        if w.dtype not in (None, x.dtype):
+            raise ValueError(f"{name} must be {x.dtype}, got {w.dtype}")
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise ValueError(f"{name} is packed: no gradient passes through it")
+
+
 def check_head(
-    hidden: Tensor, weight: Tensor, edits: LogitEdits | None, temperature: Tensor | None, soft_cap: float | None
+    hidden: Tensor,
+    weight: Tensor | PackedWeight,
+    edits: LogitEdits | None,
+    temperature: Tensor | None,
+    soft_cap: float | None,
 ) -> None:
     check_shape("hidden", hidden, ("S", "C"))
-    check_shape("weight", weight, ("V", hidden.shape[1]))
     check_dtype("hidden", hidden, *FLOATS)
-    check_dtype("weight", weight, hidden.dtype)
+    check_weight("weight", weight, hidden, "V")
     check_positive("soft_cap", soft_cap)
     if temperature is not None:
         check_shape("temperature", temperature, (hidden.shape[0],))

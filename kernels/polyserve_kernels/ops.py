@@ -12,7 +12,8 @@ Errors       ValueError with what was wanted and what came, before anything is c
              looked at.
 """
 
-from typing import Literal, overload
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -34,27 +35,101 @@ from polyserve_kernels.checks import (
     check_scoring,
     check_shape,
     check_together,
+    check_weight,
     out_dtype_of,
 )
-from polyserve_kernels.dispatch import backend
-from polyserve_kernels.types import BlockCache, HeadTopK, LogitEdits, LossOptions, QuantizedWeight, Scoring
+from polyserve_kernels.decoder_parts import DecoderParts
+from polyserve_kernels.dispatch import backend, backend_name
+from polyserve_kernels.types import (
+    BlockCache,
+    HeadTopK,
+    LogitEdits,
+    LossOptions,
+    PackedWeight,
+    QuantizedWeight,
+    Scoring,
+    WeightFormat,
+)
 
 
-def matmul(x: Tensor, w: Tensor, bias: Tensor | None = None, *, out_dtype: torch.dtype | None = None) -> Tensor:
+def matmul(
+    x: Tensor, w: Tensor | PackedWeight, bias: Tensor | None = None, *, out_dtype: torch.dtype | None = None
+) -> Tensor:
     """y = x w^T + bias.
 
-    x: [T, K], T may be 0.  w: [N, K].  bias: [N].  All of one dtype.
+    x: [T, K], T may be 0.  w: [N, K].  bias: [N].  All of one dtype; a packed weight of integers goes with any.
+    Packed floats give the bits of the tensor that they were packed from. No gradient passes through packed weights.
     Returns [T, N] in out_dtype (default: x's; float32 gives unrounded sums, which may be added up in another order).
     """
     check_shape("x", x, ("T", "K"))
-    check_shape("w", w, ("N", x.shape[1]))
     check_dtype("x", x, *FLOATS)
-    check_dtype("w", w, x.dtype)
+    check_weight("w", w, x, "N")
     if bias is not None:
         check_shape("bias", bias, (w.shape[0],))
         check_dtype("bias", bias, x.dtype)
     check_together(x=x, w=w, bias=bias)
     return backend(x.device).matmul(x, w, bias, out_dtype=out_dtype_of(x, out_dtype))
+
+
+def packs_weights(device: torch.device) -> bool:
+    """Whether `device` multiplies packed weights: `packed_weight` and `pack` are for those alone."""
+    return backend(device).packing is not None
+
+
+def packed_weight(
+    parts: Sequence[tuple[int, WeightFormat]], channels: int, *, device: torch.device | None = None
+) -> PackedWeight:
+    """A weight [N, channels] of zeros to `pack` rows into.
+
+    parts: number of rows and format of each.  device: default the CPU.
+    """
+    for _, form in parts:
+        if form.gguf_type is not None and channels % form.block:
+            raise ValueError(f"channels must be a multiple of {form.block} for {form}, got {channels}")
+    packed: PackedWeight = _packing(device or torch.device("cpu")).packed_weight(parts, channels)
+    return packed
+
+
+def pack(
+    w: PackedWeight, source: Tensor | QuantizedWeight, rows: Tensor, *, part: int = 0, first_channel: int = 0
+) -> None:
+    """Put rows of a checkpoint into a packed weight, each once.  Writes to the memory of w.
+
+    source: what the part's format is made of.  Floats: [R, K], or some channels from first_channel on, at any strides,
+    rounded to the format's dtype.  Integers: `QuantizedWeight` [R, K] of the format's group.  GGUF blocks: uint8
+    [R, bytes of a row].
+    rows: [R] int64, the part's row for each of them.
+    """
+    form = w.parts[part].form
+    check_dtype("rows", rows, torch.int64)
+    if isinstance(source, QuantizedWeight):
+        check_quantized(source, w.channels)
+        if form != source.form:
+            raise ValueError(f"source must be {form}, got {source.form}")
+        check_shape("rows", rows, (source.num_outputs,))
+    else:
+        check_shape("source", source, (rows.shape[0] if rows.dim() else "R", "K"))
+        check_dtype("source", source, *(FLOATS if form.dtype else (torch.uint8,)))
+        if form.dtype and source.shape[1] + first_channel > w.channels:
+            raise ValueError(f"source must have at most {w.channels - first_channel} channels, got {source.shape[1]}")
+    _packing(w.device).pack(w, source, rows, part=part, first_channel=first_channel)
+
+
+def embedding(ids: Tensor, weight: Tensor | PackedWeight) -> Tensor:
+    """Rows of a weight [V, C], as they are, in float32.  ids: [T] int64.  Returns [T, C]."""
+    check_shape("ids", ids, ("T",))
+    check_dtype("ids", ids, torch.int64)
+    if isinstance(weight, Tensor):
+        return weight[ids].float()
+    rows: Tensor = _packing(weight.device).unpacked(weight, ids)
+    return rows
+
+
+def _packing(device: torch.device) -> Any:
+    packing = backend(device).packing
+    if packing is None:
+        raise ValueError(f"weights on {device} must be tensors for backend {backend_name(device)}, got a packed one")
+    return packing
 
 
 def quantized_matmul(
@@ -324,6 +399,19 @@ def paged_decode(
     return backend(q.device).paged_decode(q, cache, block_tables, seq_lens, scoring)
 
 
+def decoder_step(parts: DecoderParts, caches: Sequence[BlockCache]) -> Callable[..., Tensor] | None:
+    """A decoder's forward pass over the paged cache as one call, bound to its weights and caches.
+
+    None where the backend computes operation by operation, which gives the same bits.
+
+    The call takes token_ids, positions, slot_mapping [T] int64, block_tables [S, max_blocks], seq_lens [S] and
+    cu_seqlens_q [S + 1] int32, all contiguous, as in `rotary_write_kv` and `paged_prefill`; it writes to the caches and
+    returns the hidden states [T, C] after the final norm. It keeps parts and caches alive.
+    """
+    make = backend(caches[0].k.device).decoder_step
+    return None if make is None else make(parts, caches)
+
+
 def num_vocab_tiles(vocab_size: int, channels: int, *, device: torch.device | None = None) -> int:
     """How many tiles `head_topk` cuts a head [vocab_size, channels] into.  Default device: the CPU."""
     return backend(device or torch.device("cpu")).num_vocab_tiles(vocab_size, channels)
@@ -331,7 +419,7 @@ def num_vocab_tiles(vocab_size: int, channels: int, *, device: torch.device | No
 
 def head_topk(
     hidden: Tensor,
-    weight: Tensor,
+    weight: Tensor | PackedWeight,
     *,
     k: int,
     temperature: Tensor | None = None,
@@ -368,7 +456,7 @@ def head_topk(
 
 def head_logits(
     hidden: Tensor,
-    weight: Tensor,
+    weight: Tensor | PackedWeight,
     *,
     edits: LogitEdits | None = None,
     temperature: Tensor | None = None,
@@ -383,7 +471,12 @@ def head_logits(
 
 
 def token_logprobs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, num_top: int = 0, soft_cap: float | None = None
+    hidden: Tensor,
+    weight: Tensor | PackedWeight,
+    targets: Tensor,
+    *,
+    num_top: int = 0,
+    soft_cap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Natural log-probabilities of given tokens, in tiles of the vocabulary, never holding [T, V].
 

@@ -1,15 +1,17 @@
-"""The values that operations take and give besides tensors, all frozen, and the one number that callers must know.
+"""The values that operations take and give besides tensors, all frozen, and the numbers that callers must know.
 
 S rows   E edits   K candidates   N top entries   V vocabulary   Hq, Hkv heads of size D
 Of a weight: N outputs   K channels
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+PACKED_GROUP = 32  # most channels that are summed before the sum is scaled: longer sums would lose digits
 KEY_TILE = 128  # keys of one attention partial, at absolute positions; divides the cache's blocks, or they divide it
 
 
@@ -38,6 +40,25 @@ class BlockCache:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WeightFormat:
+    """How the numbers of a packed weight are stored: floats of one dtype, or integers with scales.
+
+    An integer x stands for (x - offset) * scale + minimum. Two levels: a block of groups has one scale and one minimum
+    in float16, and each group a small factor for each. `gguf_type` is the block format that it keeps every bit of.
+    """
+
+    dtype: torch.dtype | None = None  # of floats
+    bits: int = 0  # of an integer; 0: floats
+    offset: int = 0
+    group: int = 0  # channels
+    block: int = 0  # channels; a multiple of group
+    scale_dtype: torch.dtype = torch.float16
+    has_minimum: bool = False
+    two_level: bool = False
+    gguf_type: int | None = None  # GGML's number of it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedWeight:
     """A weight [N, K] of small numbers with a scale for each group of channels of a row, laid out as it is on disk.
 
@@ -63,6 +84,90 @@ class QuantizedWeight:
     @property
     def group_size(self) -> int:
         return self.channels // self.scales.shape[1]
+
+    @property
+    def form(self) -> WeightFormat:
+        """How a packed weight stores the same numbers."""
+        whole_rows = self.scales.shape[1] == 1
+        return WeightFormat(
+            bits=4 if self.scheme == "int4" else 8,
+            group=PACKED_GROUP if whole_rows else min(PACKED_GROUP, self.group_size),
+            block=8 * PACKED_GROUP if whole_rows else self.group_size,
+            scale_dtype=self.scales.dtype,
+            has_minimum=self.minimums is not None,
+        )
+
+    def __len__(self) -> int:
+        return self.num_outputs
+
+
+def _gguf(number: int, bits: int, offset: int, group: int, block: int, *, minimum: bool = False) -> WeightFormat:
+    return WeightFormat(
+        bits=bits,
+        offset=offset,
+        group=group,
+        block=block,
+        has_minimum=minimum,
+        two_level=block == 256,
+        gguf_type=number,
+    )
+
+
+GGUF_FORMATS = {
+    "Q4_0": _gguf(2, 4, 8, 32, 32),
+    "Q4_1": _gguf(3, 4, 0, 32, 32, minimum=True),
+    "Q5_0": _gguf(6, 5, 16, 32, 32),
+    "Q5_1": _gguf(7, 5, 0, 32, 32, minimum=True),
+    "Q8_0": _gguf(8, 8, 0, 32, 32),
+    "Q2_K": _gguf(10, 2, 0, 16, 256, minimum=True),
+    "Q3_K": _gguf(11, 3, 4, 16, 256),
+    "Q4_K": _gguf(12, 4, 0, 32, 256, minimum=True),
+    "Q5_K": _gguf(13, 5, 0, 32, 256, minimum=True),
+    "Q6_K": _gguf(14, 6, 32, 16, 256),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedPart:
+    """Some rows of a packed weight, in one format."""
+
+    form: WeightFormat
+    num_rows: int
+    memory: Tensor  # uint8, in a layout of the backend's own
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedWeight:
+    """A weight [N, K] in the layout that its backend multiplies fastest. Its parts' rows follow each other.
+
+    The product with it is that of the numbers which its format stands for: integers are multiplied as they are, and the
+    sum of a group is scaled, in float32.
+    """
+
+    parts: tuple[PackedPart, ...]
+    channels: int
+    handle: Any = field(repr=False)  # the backend's own view of the parts
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return sum(part.num_rows for part in self.parts), self.channels
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of floats; None if any part has integers, which are multiplied in x's dtype."""
+        dtypes = {part.form.dtype for part in self.parts}
+        return dtypes.pop() if len(dtypes) == 1 else None
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts[0].memory.device
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.memory.nbytes for part in self.parts)
+
+    def __len__(self) -> int:
+        return self.shape[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,8 @@ import torch
 from polyserve.config import EngineConfig
 from polyserve.errors import ModelLoadError
 from polyserve.model.config import ModelConfig
-from polyserve_kernels import dispatch
+from polyserve.model.weights.fill import Packing
+from polyserve_kernels import dispatch, ops
 
 FLASH_BLOCK_MULTIPLE = 256  # flash-attn's own
 _FIXED_BYTES = 2**28  # partial products, the allocator's rounding, and what CUDA graphs keep
@@ -32,6 +33,11 @@ def choose_device(config: EngineConfig) -> torch.device:
     except ValueError as error:
         raise ModelLoadError(str(error)) from error
     return device
+
+
+def choose_packing(config: EngineConfig, device: torch.device) -> Packing | None:
+    """How matrices are packed; None where the kernels multiply tensors."""
+    return Packing(keep_integers=config.quantization == "auto") if ops.packs_weights(device) else None
 
 
 def cache_memory(config: EngineConfig, device: torch.device, *, workspace_bytes: int) -> int | None:

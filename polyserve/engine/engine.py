@@ -11,7 +11,7 @@ import torch
 from polyserve.config import EngineConfig
 from polyserve.engine.block_manager import BlockManager
 from polyserve.engine.cuda_graphs import DecodeGraphs
-from polyserve.engine.device import cache_memory, choose_device, step_bytes
+from polyserve.engine.device import cache_memory, choose_device, choose_packing, step_bytes
 from polyserve.engine.kv_cache import allocate, bytes_per_block, cache_dtype, num_blocks_for
 from polyserve.engine.runner import ModelRunner
 from polyserve.engine.scheduler import Scheduler, SchedulerStats
@@ -95,7 +95,10 @@ class Engine:
         torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
         device, path = choose_device(config), resolve(config.model)
         dtype = getattr(torch, config.dtype)
-        return cls(load_model(path, dtype=dtype, max_model_len=config.max_model_len, device=device), config)
+        model = load_model(
+            path, dtype=dtype, max_model_len=config.max_model_len, device=device, packing=choose_packing(config, device)
+        )
+        return cls(model, config)
 
     def add(self, request: Request) -> None:
         """Take a request in. Raises InvalidRequest if it can never be served; a too long answer is cut instead."""

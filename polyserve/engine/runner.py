@@ -19,6 +19,7 @@ from polyserve.engine.logits import TokenEdits
 from polyserve.engine.sampler import NOT_FINITE, Draft, Sampler, SampleRow
 from polyserve.engine.step import Failed, NewSequence, PromptLogprobs, Sampled, Step, StepResult
 from polyserve.model.decoder import Decoder
+from polyserve.model.parts import parts_of
 from polyserve_kernels import ops
 
 
@@ -35,11 +36,12 @@ class _UnderWay:
 
 class ModelRunner:
     def __init__(self, model: Decoder, cache: KVCache, *, graphs: DecodeGraphs | None = None) -> None:
-        """graphs: computes the steps that only decode."""
+        """graphs: computes the steps that only decode. Others are one call where the backend has one for a decoder."""
         self._model = model
         self._cache = cache
         self._sampler = Sampler(model.head_weight, soft_cap=model.config.final_soft_cap)
         self._graphs = graphs
+        self._whole_step = ops.decoder_step(parts_of(model), cache.layers)
         self._known: dict[int, KnownSequence] = {}
         self._under_way: deque[_UnderWay] = deque()
 
@@ -93,6 +95,11 @@ class ModelRunner:
         """Hidden states [T, C]."""
         if self._graphs is not None and batch.only_decodes:
             return self._graphs.run(batch)
+        if self._whole_step is not None:
+            x = batch.context
+            return self._whole_step(
+                batch.token_ids, batch.positions, x.slot_mapping, x.block_tables, x.seq_lens, x.cu_seqlens_q
+            )
         hidden: Tensor = self._model(batch.token_ids, batch.positions, batch.context)
         return hidden
 
@@ -156,4 +163,6 @@ class ModelRunner:
         for chunk, _ in ending:
             seq = self._known[chunk.seq_id]
             rows.append(SampleRow(seq.params, seq.choice, chunk.start + chunk.num_tokens, seq.edits))
-        return [chunk.seq_id for chunk, _ in ending], self._sampler.begin(hidden[[row for _, row in ending]], rows)
+        if len(rows) < len(hidden):
+            hidden = hidden.index_select(0, torch.tensor([row for _, row in ending], device=hidden.device))
+        return [chunk.seq_id for chunk, _ in ending], self._sampler.begin(hidden, rows)

@@ -27,7 +27,7 @@ from polyserve.engine.logits import TokenEdits, gather_edits
 from polyserve.request import TokenLogprob
 from polyserve.sampling_params import SamplingParams
 from polyserve_kernels import ops
-from polyserve_kernels.types import HeadTopK, LogitEdits
+from polyserve_kernels.types import HeadTopK, LogitEdits, PackedWeight
 
 NUM_SURVIVORS = 128  # where any row has filters
 NUM_CANDIDATES = 4096  # that are tried next where survivors are too few, before all of the vocabulary is sorted
@@ -75,7 +75,7 @@ class Draft:
 
 
 class Sampler:
-    def __init__(self, head_weight: Tensor, *, soft_cap: float | None) -> None:
+    def __init__(self, head_weight: Tensor | PackedWeight, *, soft_cap: float | None) -> None:
         """head_weight: [V, C]."""
         self._weight = head_weight
         self._soft_cap = soft_cap

@@ -35,12 +35,15 @@ class Attention(nn.Module):
         q, k, v = (part.unflatten(1, (-1, self.config.head_size)) for part in self.qkv(x).split(self.sizes, dim=1))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)  # each head alone
-        spec = AttentionSpec(
+        update: Tensor = self.out(context.attend(self.layer, q, k, v, rotary, self.spec).flatten(1))
+        return update
+
+    @property
+    def spec(self) -> AttentionSpec:
+        return AttentionSpec(
             scale=self.config.score_scale,
             alibi_slopes=self.alibi_slopes,
             window=self.config.window(self.layer),
             soft_cap=self.config.attention_soft_cap,
             interleaved=self.config.rotary_interleaved,
         )
-        update: Tensor = self.out(context.attend(self.layer, q, k, v, rotary, spec).flatten(1))
-        return update

@@ -10,6 +10,7 @@ T tokens   C hidden size   V vocabulary
 """
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from polyserve.model.linear import unfilled
 from polyserve.model.mlp import MLP
 from polyserve.model.norms import Norm
 from polyserve.model.positions import RotaryTable
+from polyserve_kernels.types import PackedWeight
 
 
 class Layer(nn.Module):
@@ -65,7 +67,9 @@ class Decoder(nn.Module):
         self.embedding = Embedding(config, dtype=dtype)
         self.layers = nn.ModuleList(Layer(config, layer, dtype=dtype) for layer in range(config.num_layers))
         self.norm = Norm(config, config.hidden_size, out_dtype=dtype)
-        self.head = None if config.tied_head else unfilled(config.vocab_size, config.hidden_size, dtype=dtype)
+        self.head: Tensor | PackedWeight | None = (
+            None if config.tied_head else unfilled(config.vocab_size, config.hidden_size, dtype=dtype)
+        )
         kinds = list(zip(config.rope_bases, config.rope_scalings, strict=True))
         self._table_of_layer = [list(dict.fromkeys(kinds)).index(kind) for kind in kinds]
         self.rotary_tables = nn.ModuleList(
@@ -74,7 +78,7 @@ class Decoder(nn.Module):
         )
 
     @property
-    def head_weight(self) -> Tensor:
+    def head_weight(self) -> Tensor | PackedWeight:
         """[V, C]"""
         return self.embedding.weight if self.head is None else self.head
 
@@ -88,9 +92,15 @@ class Decoder(nn.Module):
         hidden, _ = self.norm.add(update, residual)
         return hidden
 
-    def _rotaries(self, positions: Tensor) -> Iterator[Rotary | None]:
-        """cos and sin for each layer; layers with the same base and scaling share them."""
+    @property
+    def tables_of_layers(self) -> list[RotaryTable | None]:
+        """Each layer's table of rotary angles; layers with the same base and scaling share one."""
         if not self.config.rotary_size:
-            return iter([None] * self.config.num_layers)
-        rows: list[Rotary] = [table(positions) for table in self.rotary_tables]
-        return (rows[table] for table in self._table_of_layer)
+            return [None] * self.config.num_layers
+        return [cast(RotaryTable, self.rotary_tables[table]) for table in self._table_of_layer]
+
+    def _rotaries(self, positions: Tensor) -> Iterator[Rotary | None]:
+        """cos and sin for each layer."""
+        tables = self.tables_of_layers
+        rows = {table: None if table is None else table(positions) for table in dict.fromkeys(tables)}
+        return (rows[table] for table in tables)

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from polyserve.model.config import ModelConfig
 from polyserve.model.linear import unfilled
 from polyserve.model.norms import Norm
+from polyserve_kernels import ops
+from polyserve_kernels.types import PackedWeight
 
 
 class Embedding(nn.Module):
     def __init__(self, config: ModelConfig, *, dtype: torch.dtype) -> None:
         super().__init__()
-        self.weight = unfilled(config.vocab_size, config.hidden_size, dtype=dtype)
+        self.weight: Tensor | PackedWeight = unfilled(config.vocab_size, config.hidden_size, dtype=dtype)
         self.positions = unfilled(config.max_len, config.hidden_size, dtype=dtype) if config.learned_positions else None
         self.positions_scale = config.learned_positions_scale
         # Gemma multiplies in the dtype of its weights: sqrt(3072) is 55.5 in bf16, and so it was trained.
@@ -47,9 +49,9 @@ class _Rows(torch.autograd.Function):
         return sums.to(ctx.grad_dtype), None
 
 
-def _rows(table: Tensor, ids: Tensor) -> Tensor:
+def _rows(table: Tensor | PackedWeight, ids: Tensor) -> Tensor:
     """table[ids] in fp32.  table: [N, C].  ids: [T] int64."""
-    if torch.is_grad_enabled() and table.requires_grad:
+    if isinstance(table, Tensor) and torch.is_grad_enabled() and table.requires_grad:
         rows: Tensor = _Rows.apply(table, ids)  # type: ignore[no-untyped-call]
         return rows
-    return table[ids].float()
+    return ops.embedding(ids, table)

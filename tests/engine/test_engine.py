@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 
+from polyserve.engine.runner import ModelRunner
 from polyserve.errors import InvalidRequest, ModelLoadError
 from polyserve.request import Request
 from polyserve.sampling_params import SamplingParams
@@ -214,7 +215,7 @@ def test_a_step_that_cannot_be_computed_ends_its_sequences_and_the_engine_goes_o
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(model), "forward", out_of_memory)
+        patch.setattr(ModelRunner, "_compute", out_of_memory)
         outputs = engine.step()
     assert {(output.request_id, output.finish_reason) for output in outputs} == {("a", "error"), ("b", "error")}
     assert all(output.error for output in outputs)
@@ -231,6 +232,6 @@ def test_a_broken_invariant_is_raised(model, monkeypatch):
     def broken(*_):
         raise AssertionError("this cannot be")
 
-    monkeypatch.setattr(type(model), "forward", broken)
+    monkeypatch.setattr(ModelRunner, "_compute", broken)
     with pytest.raises(AssertionError, match="this cannot be"):
         engine.step()

@@ -11,7 +11,7 @@ import torch
 
 from polyserve_kernels import dispatch, ops
 from polyserve_kernels.cpu import library
-from polyserve_kernels.types import BlockCache
+from polyserve_kernels.types import BlockCache, WeightFormat
 from support.plain_attention import plain_attention
 from support.tolerance import assert_as_good_as_torch
 
@@ -30,9 +30,10 @@ def _instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def test_the_structs_are_as_large_here_as_there():
-    there = (ctypes.c_int64 * 6)()
+    there = (ctypes.c_int64 * 11)()
     library.library().ps_sizes(there)
-    here = [library.Matmul, library.Norm, library.Activation, library.Rotary, library.Attention, library.Head]
+    here = [library.Weight, library.Pack, library.Unpack, library.Matmul, library.Norm, library.Activation]
+    here += [library.Rotary, library.Attention, library.Head, library.DecoderLayer, library.Decoder]
     assert list(there) == [ctypes.sizeof(struct) for struct in here]
 
 
@@ -48,7 +49,10 @@ def test_products_are_as_exact_as_torch_and_free_of_company(width, dtype):
     x, w, bias = torch.randn(37, width).to(dtype), torch.randn(75, width).to(dtype), torch.randn(75).to(dtype)
     y = ops.matmul(x, w, bias)
     assert_as_good_as_torch(y, x @ w.t() + bias, x.double() @ w.double().t() + bias.double())
-    assert torch.equal(torch.cat([ops.matmul(part, w, bias) for part in x.split([1, 2, 5, 29])]), y)
+    packed = ops.packed_weight([(75, WeightFormat(dtype=dtype))], width)
+    ops.pack(packed, w, torch.arange(75))
+    for weight in (w, packed):
+        assert torch.equal(torch.cat([ops.matmul(part, weight, bias) for part in x.split([1, 2, 5, 29])]), y)
 
 
 @pytest.mark.usefixtures("_instruction_set")

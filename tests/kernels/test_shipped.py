@@ -5,10 +5,11 @@ import inspect
 from polyserve_kernels import ops
 from polyserve_kernels.triton.shipped import shipped
 
+WITHOUT_KERNELS = {"num_vocab_tiles", "packs_weights", "packed_weight", "pack", "embedding", "decoder_step"}  # on a GPU
 OPERATIONS = {
     name
     for name, function in inspect.getmembers(ops, inspect.isfunction)
-    if function.__module__ == ops.__name__ and name != "num_vocab_tiles"  # which computes nothing
+    if function.__module__ == ops.__name__ and name not in WITHOUT_KERNELS and not name.startswith("_")
 }
 DIFFERENTIABLE = {
     "attention_varlen", "bias_gelu", "gated_gelu", "gated_silu", "layer_norm", "linear_cross_entropy", "rms_norm",

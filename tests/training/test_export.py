@@ -3,19 +3,23 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from polyserve.cli.main import main
+from polyserve.config import EngineConfig
 from polyserve.errors import ModelLoadError
 from polyserve.llm import LLM
 from polyserve.model.weights.load import load_model
 from polyserve.sampling_params import SamplingParams
 from polyserve.tokenizer.load import load_tokenizer
 from polyserve_training import export
+from polyserve_training.data.packing import Packed
 from polyserve_training.export import convert, load_run
 from polyserve_training.pretrain import train
+from polyserve_training.trainer import token_losses
 from support.checkpoints import FAMILIES, make_checkpoint
 from support.logits import packed_logits, random_ids, reference_logits
 from support.tolerance import assert_as_good_as_torch
@@ -95,6 +99,16 @@ def test_it_answers_at_once(run, tmp_path):
     out = convert(str(run), tmp_path / "out", step=None, dtype=None)
     [output] = LLM(str(out)).generate(["Die Straßenbahn"], SamplingParams(max_tokens=4, temperature=0, ignore_eos=True))
     assert len(output.outputs[0].token_ids) == 4
+
+
+def test_the_served_model_has_the_trainers_log_probabilities_to_the_bit(run, tmp_path):
+    out = convert(str(run), tmp_path / "out", step=None, dtype=None)
+    [sequence] = random_ids(48, vocab_size=600)
+    scoring = SamplingParams(max_tokens=0, prompt_logprobs=0)
+    [output] = LLM(str(out), config=EngineConfig(threads=1, max_num_batched_tokens=13)).generate([sequence], scoring)
+    ids, row = np.array(sequence), np.arange(47)
+    losses = token_losses(load_run(run).model, Packed(ids[:-1], row, np.array([0, 47], dtype=np.int32), ids[1:]))
+    assert [entry.logprob for entry in output.prompt_logprobs[1:]] == (-losses).tolist()
 
 
 def test_an_earlier_step_can_be_asked_for(run, tmp_path, capsys):

@@ -36,7 +36,7 @@ class StepResult:
 class Trainer:
     def __init__(self, model: Decoder, recipe: Recipe) -> None:
         self.model, self._recipe = model, recipe
-        self.device = model.head_weight.device
+        self.device = _head(model).device
         self.optimizer = AdamW(model, recipe.optimizer)
         self._guard = SpikeGuard(recipe.spikes, self.device)
 
@@ -66,17 +66,24 @@ class Trainer:
 
 def token_losses(model: Decoder, part: Packed, *, z_loss: float = 0.0) -> Tensor:
     """[T] float32, 0 where there is nothing to learn. Without z-loss, the negative of the server's log-probability."""
-    device = model.head_weight.device
+    head = _head(model)
     token_ids, positions, bounds, targets = (
-        torch.from_numpy(array).to(device, non_blocking=True)
+        torch.from_numpy(array).to(head.device, non_blocking=True)
         for array in (part.token_ids, part.positions, part.cu_seqlens, part.targets)
     )
     hidden = model(token_ids, positions, PackedContext(bounds))
     return ops.linear_cross_entropy(
         hidden,
-        model.head_weight,
+        head,
         targets,
         ignore_index=IGNORED,
         z_loss=z_loss,
         soft_cap=model.config.final_soft_cap,
     )
+
+
+def _head(model: Decoder) -> Tensor:
+    """[V, C]"""
+    weight = model.head_weight
+    assert isinstance(weight, Tensor), "packed weights serve, and are not trained"
+    return weight

@@ -6,10 +6,12 @@ Gradients are those of the reference, which computes the operation once more for
 from polyserve_kernels.autograd import recomputed
 from polyserve_kernels.cpu import activation, attention, norm
 from polyserve_kernels.cpu import matmul as product
+from polyserve_kernels.cpu import packed as packing
 from polyserve_kernels.cpu import quantized_matmul as quantized_product
 from polyserve_kernels.cpu import rotary as turning
 from polyserve_kernels.cpu.attention import paged_decode, paged_prefill
 from polyserve_kernels.cpu.cross_entropy import token_logprobs
+from polyserve_kernels.cpu.decoder import DecoderStep as decoder_step
 from polyserve_kernels.cpu.kv_cache import copy_blocks, rotary_write_kv
 from polyserve_kernels.cpu.linear_cross_entropy import linear_cross_entropy
 from polyserve_kernels.cpu.sampling import head_logits, head_topk, num_vocab_tiles
@@ -17,9 +19,10 @@ from polyserve_kernels.reference import backend as reference
 from polyserve_kernels.reference.random import random_uniform
 
 __all__ = [
-    "add_layer_norm", "add_rms_norm", "attention_varlen", "bias_gelu", "copy_blocks", "gated_gelu", "gated_silu",
-    "head_logits", "head_topk", "layer_norm", "linear_cross_entropy", "matmul", "num_vocab_tiles", "paged_decode",
-    "paged_prefill", "quantized_matmul", "random_uniform", "rms_norm", "rotary", "rotary_write_kv", "token_logprobs",
+    "add_layer_norm", "add_rms_norm", "attention_varlen", "bias_gelu", "copy_blocks", "decoder_step", "gated_gelu",
+    "gated_silu", "head_logits", "head_topk", "layer_norm", "linear_cross_entropy", "matmul", "num_vocab_tiles",
+    "packing", "paged_decode", "paged_prefill", "quantized_matmul", "random_uniform", "rms_norm", "rotary",
+    "rotary_write_kv", "token_logprobs",
 ]  # fmt: skip
 
 matmul = recomputed(product.matmul, reference.matmul)

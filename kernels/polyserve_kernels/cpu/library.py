@@ -28,6 +28,7 @@ def library() -> ctypes.CDLL:
     if path is None:
         raise OSError(f"no _native*.so in {Path(__file__).parent}")
     loaded = ctypes.CDLL(str(path))
+    loaded.ps_packed_bytes.restype = ctypes.c_int64
     loaded.ps_choose.argtypes, loaded.ps_choose.restype = [ctypes.c_char_p], ctypes.c_char_p
     wanted = os.environ.get("POLYSERVE_CPU_ISA", "")
     if loaded.ps_choose(wanted.encode() or None) is None:
@@ -53,14 +54,35 @@ def runs_here() -> bool:
     return choose(None) is not None
 
 
+_TYPES: dict[str, Any] = {
+    "pointers": ctypes.c_void_p, "sizes": ctypes.c_int64, "floats": ctypes.c_float, "numbers": ctypes.c_int32,
+}  # fmt: skip
+
+
 def _struct(name: str, **kinds: str) -> type[ctypes.Structure]:
     """A C struct.  kinds: for each C type the names of the fields of that type, in order."""
-    types = {"pointers": ctypes.c_void_p, "sizes": ctypes.c_int64, "floats": ctypes.c_float, "numbers": ctypes.c_int32}
-    fields = [(field, types[kind]) for kind, fields in kinds.items() for field in fields.split()]
+    fields = [(field, _TYPES[kind.removeprefix("more_")]) for kind, fields in kinds.items() for field in fields.split()]
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
-Matmul = _struct("Matmul", pointers="x w bias y", sizes="T N K x_stride w_stride", numbers="dtype out_dtype threads")
+Weight = _struct(
+    "Weight",
+    pointers="data",
+    sizes="rows channels stride",
+    numbers="dtype bits offset group block scale_dtype has_min two_level",
+)
+Pack = _struct(
+    "Pack",
+    pointers="weight source rows",
+    sizes="num_rows first_channel num_channels row_stride channel_stride",
+    more_pointers="scales minimums",
+    more_sizes="scale_row scale_group",
+    numbers="source_dtype gguf_type threads",
+)
+Unpack = _struct("Unpack", pointers="weights rows y", sizes="num_weights num_rows", numbers="threads")
+Matmul = _struct(
+    "Matmul", pointers="x weights bias y", sizes="T N K x_stride num_weights", numbers="dtype out_dtype threads"
+)
 Norm = _struct(
     "Norm",
     pointers="x residual new_residual weight bias y",
@@ -88,9 +110,29 @@ Head = _struct(
         "hidden weight temperature edit_rows edit_ids edit_repetition edit_bias allowed uniforms targets "
         "ids values raw lse raw_lse drawn_ids drawn_raw top_ids top_raw target_raw all_raw all_edited"
     ),
-    sizes="S C V K num_top num_edits hidden_stride weight_stride",
+    sizes="S C V K num_top num_edits hidden_stride",
     floats="soft_cap",
     numbers="dtype threads",
+)
+
+NormWeights = _struct("NormWeights", pointers="weight bias")
+LinearWeights = _struct("LinearWeights", pointers="weights bias", sizes="num_weights N")
+_TYPES |= {"norms": NormWeights, "linears": LinearWeights}
+DecoderLayer = _struct(
+    "DecoderLayer",
+    linears="qkv out up down",
+    norms="attention_norm q_norm k_norm attention_post_norm mlp_norm mlp_post_norm",
+    pointers="cos sin k_cache v_cache k_scales v_scales",
+    sizes="window",
+)
+Decoder = _struct(
+    "Decoder",
+    linears="words",
+    norms="embedding_norm norm",
+    pointers=("layers position_table alibi_slopes token_ids positions slots block_tables seq_lens cu_seqlens_q hidden"),
+    sizes="num_layers T S C F Hq Hkv D R max_blocks block_size num_slots",
+    floats="words_scale position_scale eps scale soft_cap",
+    numbers="activation interleaved dtype cache_dtype threads",
 )
 
 
@@ -99,13 +141,32 @@ def call(function: str, struct: type[ctypes.Structure], **fields: Any) -> None:
 
     Fields that are left out, or None, are null or 0. The caller holds the tensors meanwhile.
     """
-    values = {name: _value(value) for name, value in fields.items() if value is not None}
-    getattr(library(), function)(ctypes.byref(struct(**values, threads=torch.get_num_threads())))
+    call_with(function, struct(), **fields)
+
+
+def call_with(function: str, struct: ctypes.Structure, **fields: Any) -> None:
+    """The same with a struct that has other fields already."""
+    struct.threads = torch.get_num_threads()
+    for name, value in fields.items():
+        if value is not None:
+            setattr(struct, name, _value(value))
+    getattr(library(), function)(ctypes.byref(struct))
+
+
+def filled(struct: type[ctypes.Structure], **fields: Any) -> Any:
+    """A struct of these fields, as in `call`; a nested one is given as a struct."""
+    made = struct()
+    for name, value in fields.items():
+        if value is not None:
+            setattr(made, name, value if isinstance(value, ctypes.Structure) else _value(value))
+    return made
 
 
 def _value(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.data_ptr()
+    if isinstance(value, ctypes.Array | ctypes.Structure):
+        return ctypes.addressof(value)
     return DTYPES[value] if isinstance(value, torch.dtype) else value
 
 

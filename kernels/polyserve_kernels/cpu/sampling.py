@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from polyserve_kernels.cpu.library import VOCAB_TILE, Head, call, rows
-from polyserve_kernels.types import HeadTopK, LogitEdits
+from polyserve_kernels.cpu.packed import structs
+from polyserve_kernels.types import HeadTopK, LogitEdits, PackedWeight
 
 
 def num_vocab_tiles(vocab_size: int, channels: int) -> int:  # noqa: ARG001  (other backends' tiles depend on it)
@@ -15,7 +16,7 @@ def num_vocab_tiles(vocab_size: int, channels: int) -> int:  # noqa: ARG001  (ot
 
 def head_topk(
     hidden: Tensor,
-    weight: Tensor,
+    weight: Tensor | PackedWeight,
     *,
     k: int,
     temperature: Tensor | None,
@@ -43,7 +44,12 @@ def head_topk(
 
 
 def head_logits(
-    hidden: Tensor, weight: Tensor, *, edits: LogitEdits | None, temperature: Tensor | None, soft_cap: float | None
+    hidden: Tensor,
+    weight: Tensor | PackedWeight,
+    *,
+    edits: LogitEdits | None,
+    temperature: Tensor | None,
+    soft_cap: float | None,
 ) -> tuple[Tensor, Tensor]:
     raw, edited = torch.empty(2, len(hidden), len(weight))
     _run(hidden, weight, temperature, edits, soft_cap, all_raw=raw, all_edited=edited)
@@ -51,7 +57,7 @@ def head_logits(
 
 
 def scores(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, num_top: int, soft_cap: float | None
+    hidden: Tensor, weight: Tensor | PackedWeight, targets: Tensor, *, num_top: int, soft_cap: float | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of each row: log-sum-exp [S], its target's logit [S] (-inf if there is no such id), its best ids and logits."""
     num_rows = len(hidden)
@@ -66,19 +72,19 @@ def scores(
 
 def _run(
     hidden: Tensor,
-    weight: Tensor,
+    weight: Tensor | PackedWeight,
     temperature: Tensor | None,
     edits: LogitEdits | None,
     soft_cap: float | None,
     **fields: Any,
 ) -> None:
-    hidden, weight = rows(hidden), rows(weight)
+    hidden, weight = rows(hidden), rows(weight) if isinstance(weight, Tensor) else weight
     temperature = None if temperature is None else temperature.contiguous()
     changes = {} if edits is None else _in_order(edits)
     call(
-        "ps_head", Head, hidden=hidden, weight=weight, temperature=temperature, soft_cap=soft_cap, S=len(hidden),
-        C=hidden.shape[1], V=len(weight), hidden_stride=hidden.stride(0), weight_stride=weight.stride(0),
-        dtype=hidden.dtype, **changes, **fields,
+        "ps_head", Head, hidden=hidden, weight=structs(weight), temperature=temperature, soft_cap=soft_cap,
+        S=len(hidden), C=hidden.shape[1], V=len(weight), hidden_stride=hidden.stride(0), dtype=hidden.dtype, **changes,
+        **fields,
     )  # fmt: skip
 
 

@@ -13,7 +13,11 @@ from polyserve_kernels.reference.rotary import rotary
 from polyserve_kernels.reference.sampling import head_logits, head_topk, num_vocab_tiles
 
 __all__ = [
-    "add_layer_norm", "add_rms_norm", "attention_varlen", "bias_gelu", "copy_blocks", "gated_gelu", "gated_silu",
-    "head_logits", "head_topk", "layer_norm", "linear_cross_entropy", "matmul", "num_vocab_tiles", "paged_decode",
-    "paged_prefill", "quantized_matmul", "random_uniform", "rms_norm", "rotary", "rotary_write_kv", "token_logprobs",
+    "add_layer_norm", "add_rms_norm", "attention_varlen", "bias_gelu", "copy_blocks", "decoder_step", "gated_gelu",
+    "gated_silu", "head_logits", "head_topk", "layer_norm", "linear_cross_entropy", "matmul", "num_vocab_tiles",
+    "packing", "paged_decode", "paged_prefill", "quantized_matmul", "random_uniform", "rms_norm", "rotary",
+    "rotary_write_kv", "token_logprobs",
 ]  # fmt: skip
+
+decoder_step = None  # a decoder is computed operation by operation
+packing = None  # weights are multiplied as torch keeps them

@@ -1,12 +1,10 @@
 """A checkpoint becomes a Decoder: all names are matched first, then one tensor at a time is streamed into its place.
 
 No weight is read before every name and shape is known to fit: tensors that are missing, left over or of another shape
-are errors that name them. A parameter gets its memory when its first tensor arrives, and is written in blocks of rows,
-converted and transposed on the way, so that loading needs the model's own size and little more.
+are errors that name them. Loading needs the model's own size and little more.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +16,7 @@ from polyserve.model.config import ModelConfig
 from polyserve.model.decoder import Decoder
 from polyserve.model.families import config_from_folder, config_from_gguf
 from polyserve.model.weights import safetensors, torch_bin
+from polyserve.model.weights.fill import Assignment, Packing, fill, put_packed_weights
 from polyserve.model.weights.gguf import GGUFSource
 from polyserve.model.weights.names import GGUF_TABLES, TABLES, NameTable, Place
 from polyserve.model.weights.source import FilesSource, MappedFile, TensorSource, checkpoint_files
@@ -29,23 +28,18 @@ FORMATS: dict[str, Callable[[Path], MappedFile]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """One tensor of the file and where it goes."""
-
-    name: str  # in the file
-    parameter: str
-    rows: Tensor  # the parameter's row for each row of the file, int64; for a transposed tensor, of each column
-    transposed: bool
-    plus_one: bool
-
-
 def load_model(
-    path: Path, *, dtype: torch.dtype, max_model_len: int | None = None, device: torch.device | None = None
+    path: Path,
+    *,
+    dtype: torch.dtype,
+    max_model_len: int | None = None,
+    device: torch.device | None = None,
+    packing: Packing | None = None,
 ) -> Decoder:
     """Load what `resolve` found, in `dtype` (norm weights stay in fp32), onto `device` (default: the CPU).
 
-    max_model_len: longest sequence that it will be asked for; default: the model's own limit. Raises ModelLoadError.
+    max_model_len: longest sequence that it will be asked for; default: the model's own limit. packing: for serving
+    alone, where `ops.packs_weights`: matrices become packed weights, which have no gradients. Raises ModelLoadError.
     """
     config, table, source = _open(path)
     try:
@@ -53,10 +47,13 @@ def load_model(
     except ValueError as error:
         raise ModelLoadError(f"{path}: {error}") from error
     names = _names_without_prefix(path, table, source)
-    for assignment in _plan(path, model, table, names, source.shapes):
-        _fill(model, assignment, source, device)
+    plan = _plan(path, model, table, names, source.shapes)
     if config.tied_head and table.head in names:
-        _check_copy_of_words(path, model, names[table.head], source)
+        _check_copy_of_words(path, names[table.head], names[table.words], source, dtype)
+    if packing is not None:
+        put_packed_weights(model, plan, source, packing)
+    for assignment in plan:
+        fill(model, assignment, source, device, packing)
     return model.to(device).eval()  # tables of positions: every parameter is there already
 
 
@@ -167,42 +164,12 @@ def _rows(place: Place, config: ModelConfig, parameter: Tensor) -> tuple[Tensor,
     return rows, (count, *parameter.shape[1:])
 
 
-def _fill(model: Decoder, assignment: Assignment, source: TensorSource, device: torch.device | None) -> None:
-    """Stream one tensor into its rows."""
-    parameter = _with_memory(model, assignment.parameter, device)
-    rows = assignment.rows
-    start, in_order = int(rows[0]), bool((rows.diff() == 1).all())
-    for first, block in source.blocks(assignment.name):
-        end = first + len(block)
-        if assignment.transposed:
-            parameter[:, first:end] = block.to(parameter).t()
-        elif in_order:
-            parameter[start + first : start + end] = block
-        else:
-            parameter[rows[first:end]] = block.to(parameter)
-    if assignment.plus_one:
-        parameter[rows] += 1
-
-
-def _with_memory(model: Decoder, name: str, device: torch.device | None) -> Tensor:
-    """A parameter's memory, taken now if it has none."""
-    parameter = model.get_parameter(name)
-    if parameter.is_meta:
-        owner, _, leaf = name.rpartition(".")
-        parameter = nn.Parameter(
-            torch.empty(parameter.shape, dtype=parameter.dtype, device=device), requires_grad=False
-        )
-        setattr(model.get_submodule(owner), leaf, parameter)
-    return parameter.data
-
-
-def _check_copy_of_words(path: Path, model: Decoder, name: str, source: TensorSource) -> None:
+def _check_copy_of_words(path: Path, name: str, words: str, source: TensorSource, dtype: torch.dtype) -> None:
     """A tied model's file may hold its head once more: refuse one that differs: tying would change the answers."""
-    words = model.embedding.weight
-    if source.shapes[name] != tuple(words.shape):
+    if source.shapes[name] != source.shapes[words]:
         raise ModelLoadError(
-            f"{path}: tensor {name} must have shape {list(words.shape)}, got {list(source.shapes[name])}"
+            f"{path}: tensor {name} must have shape {list(source.shapes[words])}, got {list(source.shapes[name])}"
         )
-    for first, block in source.blocks(name):
-        if not torch.equal(words[first : first + len(block)], block.to(words)):
+    for (_, ours), (_, theirs) in zip(source.blocks(words), source.blocks(name), strict=True):
+        if not torch.equal(ours.to(dtype), theirs.to(dtype)):
             raise ModelLoadError(f"{path}: tensor {name} differs from the word embedding, though the config ties them")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from polyserve.errors import ModelLoadError
 from polyserve.model.fields import read_json
+from polyserve_kernels.types import QuantizedWeight, WeightFormat
 
 BLOCK_BYTES = 64 * 2**20
 RELEASE_BYTES = 256 * 2**20
@@ -28,7 +29,15 @@ class TensorSource(Protocol):
         ...
 
     def blocks(self, name: str) -> Iterator[tuple[int, Tensor]]:
-        """(first row, rows) of a tensor, in order; a block is valid until the next one is asked for."""
+        """(first row, rows) of a tensor in floats, in order; a block is valid until the next one is asked for."""
+        ...
+
+    def format(self, name: str) -> WeightFormat | None:
+        """How a matrix is stored, if that is integers with scales which can be packed as they are."""
+        ...
+
+    def stored(self, name: str) -> Iterator[tuple[int, Tensor | QuantizedWeight]]:
+        """(first row, rows) of a matrix that has a format, as `ops.pack` takes them."""
         ...
 
 
@@ -57,6 +66,12 @@ class FilesSource:
                     raise ModelLoadError(f"{path}: tensor {name} is also in {self._file_of[name].name}")
                 self.shapes[name] = shape
                 self._file_of[name] = path
+
+    def format(self, name: str) -> WeightFormat | None:  # noqa: ARG002  (floats alone so far)
+        return None
+
+    def stored(self, name: str) -> Iterator[tuple[int, Tensor | QuantizedWeight]]:
+        raise AssertionError(f"{name} has no format")
 
     def blocks(self, name: str) -> Iterator[tuple[int, Tensor]]:
         path = self._file_of[name]

@@ -1,0 +1,267 @@
+// How a weight lies in memory, and how a few of its channels become the panel that a product reads.
+//
+// Tile     kTile rows that are multiplied together. Channels are the outer dimension: what one channel (of bfloat16, two
+//          neighbours) of the kTile rows needs lies side by side, so that a vector's lanes are rows, and a sum over
+//          channels stays in its lane.
+// Floats   [tiles][K][kTile], bfloat16 in pairs [tiles][K / 2][kTile][2], K rounded up to even, padding is zeros.
+// Integers [tiles / kQuad][blocks][kQuad], so that tiles which are read together are one stream (the last ones may be
+//          fewer); a block is for `block` channels (the last one may be shorter):
+//            scales   [kTile] of scale_dtype        minimums likewise, if there are any        two levels: one for all
+//                                                   groups of the block, which have factors
+//            factors  [groups][kTile] int8, then those of minimums uint8; one level: a block is a group, or all of its
+//                     groups share the scale
+//            values   for each 8 channels, pairs j = 0 to 3, lane l = 2 row + channel % 2:
+//                       4, 5, 6 bits   [32] uint16, bits 4 j to 4 j + 3 of lane l: the low 4 bits
+//                       2, 3 bits      [32] uint8, bits 2 j and 2 j + 1 of lane l: the low 2 bits
+//                       3, 5 bits      then [4] uint32, bit l of word j: the next bit
+//                       6 bits         then [32] uint8, bits 2 j and 2 j + 1 of lane l: the next 2 bits
+//                       8 bits         [4][32] int8
+//          A weight is (integer - offset) * scale * factor + minimum * factor of minimums.
+// Panel    [channels][kTile] float32, or [channels / 2][kTile][2] bfloat16, which holds every integer exactly: scales
+//          are for the sums of groups.
+
+#pragma once
+
+#include "dtypes.h"
+#include "kernels.h"
+
+namespace PS_ISA {
+
+constexpr long kTile = 16;
+constexpr long kQuad = 4;          // tiles
+constexpr long kChunk = 8;         // channels of integers that lie together
+
+inline long rounded_up(long n, long to) { return (n + to - 1) / to * to; }
+
+inline long bytes_of(int32_t dtype) { return dtype == ps::kFloat32 ? 4 : dtype == ps::kInt8 || dtype == ps::kFloat8 ? 1 : 2; }
+
+// Where the parts of a weight lie, in bytes.
+struct Layout {
+  explicit Layout(const ps::Weight& w)
+      : data(static_cast<const uint8_t*>(w.data)), bits(w.bits), tiles((w.rows + kTile - 1) / kTile),
+        channels(w.bits != 0 ? rounded_up(w.channels, kChunk) : w.dtype == ps::kBFloat16 ? rounded_up(w.channels, 2) : w.channels) {
+    if (w.bits == 0) {
+      tile = channels * kTile * bytes_of(w.dtype);
+      return;
+    }
+    num_groups = (channels + w.group - 1) / w.group;
+    while (w.group << log_groups < w.block) ++log_groups;
+    scales = kTile * bytes_of(w.scale_dtype) * (1 + w.has_min);
+    factors = w.two_level ? kTile * (1 + w.has_min) : 0;
+    values = w.group * kTile * w.bits / 8;
+    block = block_bytes(w.block / w.group, w.block);
+    whole_blocks = channels / w.block;
+    rest = channels % w.block == 0 ? 0 : block_bytes(num_groups - (whole_blocks << log_groups), channels % w.block);
+    tile = whole_blocks * block + rest;
+  }
+
+  const uint8_t* data;
+  long bits, tiles, channels;  // channels that a tile has in memory
+  long num_groups = 0, log_groups = 0, whole_blocks = 0;  // groups of a tile, those of a block, blocks that are whole
+  long scales = 0, factors = 0, values = 0;               // bytes of a block's scales; of a group's factors and integers
+  long block = 0, rest = 0, tile = 0;                     // bytes of a whole block, of the last one if it is not, of a tile
+
+ private:
+  long block_bytes(long groups, long num_channels) const {
+    return scales + groups * factors + num_channels * kTile * bits / 8;
+  }
+};
+
+// Block b of a tile.
+inline const uint8_t* block_of(const Layout& layout, long tile, long b) {
+  const long first = tile / kQuad * kQuad, together = std::min(kQuad, layout.tiles - first);
+  return layout.data + first * layout.tile + b * layout.block * together + (tile - first) * (b < layout.whole_blocks ? layout.block : layout.rest);
+}
+
+// One group of a tile: its block, its number there and how many the block has, and its integers.
+struct Place {
+  Place(const Layout& layout, long tile, long g) {
+    const long b = g >> layout.log_groups, before = b << layout.log_groups;
+    block = block_of(layout, tile, b);
+    index = g - before;
+    groups = std::min(1L << layout.log_groups, layout.num_groups - before);
+    values = block + layout.scales + groups * layout.factors + index * layout.values;
+  }
+  const uint8_t *block, *values;
+  long index, groups;
+};
+
+inline vf load_scales(const void* p, int32_t dtype, long i) {
+  switch (dtype) {
+    case ps::kFloat32: return load(static_cast<const float*>(p) + i);
+    case ps::kBFloat16: return load(static_cast<const bf16*>(p) + i);
+    default: return load(static_cast<const fp16*>(p) + i);
+  }
+}
+
+inline vf load_unsigned(const uint8_t* p) {
+#if defined(__AVX512F__)
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#endif
+}
+
+// What W rows' sums of a group are multiplied with, from row i of the tile on.
+inline vf scales_of(const ps::Weight& w, const Layout& layout, const Place& place, long i) {
+  const vf scale = load_scales(place.block, w.scale_dtype, i);
+  if (!w.two_level) return scale;
+  return mul(scale, load(reinterpret_cast<const int8_t*>(place.block) + layout.scales + place.index * kTile + i));
+}
+inline vf minimums_of(const ps::Weight& w, const Layout& layout, const Place& place, long i) {
+  const vf minimum = load_scales(place.block, w.scale_dtype, kTile + i);
+  if (!w.two_level) return minimum;
+  return mul(minimum, load_unsigned(place.block + layout.scales + (place.groups + place.index) * kTile + i));
+}
+
+// The integer of lane l of pair j of 8 channels, as it is stored.
+template <int BITS>
+inline int integer_of(const uint8_t* chunk, int j, int l) {
+  if constexpr (BITS == 8) return reinterpret_cast<const int8_t*>(chunk)[32 * j + l];
+  int x;
+  const uint8_t* high;
+  if constexpr (BITS <= 3) {
+    x = chunk[l] >> (2 * j) & 3;
+    high = chunk + 32;
+  } else {
+    uint16_t word;
+    std::memcpy(&word, chunk + 2 * l, 2);
+    x = word >> (4 * j) & 15;
+    high = chunk + 64;
+  }
+  if constexpr (BITS == 6) return x | (high[l] >> (2 * j) & 3) << 4;
+  if constexpr (BITS == 3 || BITS == 5) {
+    uint32_t word;
+    std::memcpy(&word, high + 4 * j, 4);
+    return x | static_cast<int>(word >> l & 1) << (BITS - 1);
+  }
+  return x;
+}
+
+// bfloat16 of each integer less an offset, to look up. The bits of an index above the weight's own do not count.
+struct Table {
+  alignas(64) bf16 entries[64];
+  explicit Table(const ps::Weight& w) {
+    for (int i = 0; i < 64; ++i) entries[i] = rounded<bf16>(static_cast<float>((i & ((1 << w.bits) - 1)) - w.offset));
+  }
+};
+
+#if defined(__AVX512BF16__)
+
+// The four pairs of 8 channels as bfloat16.
+template <int BITS>
+inline void unpack_chunk(const uint8_t* chunk, vi low, vi high, vi pairs[4]) {
+  if constexpr (BITS == 8) {
+    const auto wide = [=](int i) {
+      return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(chunk + i))));
+    };
+    for (int j = 0; j < 4; ++j) pairs[j] = reinterpret_cast<vi>(_mm512_cvtne2ps_pbh(wide(32 * j + 16), wide(32 * j)));
+    return;
+  }
+  constexpr int low_bits = BITS <= 3 ? 2 : 4;
+  const vi mask = _mm512_set1_epi16((1 << low_bits) - 1);
+  const vi base = BITS <= 3 ? _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(chunk))) : _mm512_loadu_si512(chunk);
+  const uint8_t* more = chunk + (BITS <= 3 ? 32 : 64);
+  const vi upper = BITS == 6 ? _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(more))) : base;
+  for (int j = 0; j < 4; ++j) {
+    vi index = _mm512_srli_epi16(base, low_bits * j);
+    if constexpr (BITS == 3 || BITS >= 5) index = _mm512_and_si512(index, mask);  // the others' tables repeat
+    if constexpr (BITS == 3 || BITS == 5) {
+      uint32_t bits;
+      std::memcpy(&bits, more + 4 * j, 4);
+      index = _mm512_or_si512(index, _mm512_maskz_set1_epi16(bits, 1 << (BITS - 1)));
+    }
+    if constexpr (BITS == 6) {
+      const vi two = _mm512_and_si512(_mm512_srli_epi16(upper, 2 * j), _mm512_set1_epi16(3));
+      pairs[j] = _mm512_permutex2var_epi16(low, _mm512_or_si512(index, _mm512_slli_epi16(two, 4)), high);
+    } else {
+      pairs[j] = _mm512_permutexvar_epi16(index, low);
+    }
+  }
+}
+
+#endif
+
+template <int BITS, class P>
+inline void unpack_values(const ps::Weight& w, [[maybe_unused]] const Table& table, const uint8_t* values, long channels, P* panel) {
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<P, bf16>) {
+    const vi low = _mm512_load_si512(table.entries), high = _mm512_load_si512(table.entries + 32);
+    for (long c = 0; c < channels; c += kChunk, values += kTile * BITS, panel += kChunk * kTile) {
+      vi pairs[4];
+      unpack_chunk<BITS>(values, low, high, pairs);
+      for (int j = 0; j < 4; ++j) _mm512_storeu_si512(panel + 32 * j, pairs[j]);
+    }
+    return;
+  }
+#endif
+  for (long c = 0; c < channels; c += kChunk, values += kTile * BITS, panel += kChunk * kTile) {
+    for (int j = 0; j < 4; ++j) {
+      for (int l = 0; l < 32; ++l) {
+        const float x = static_cast<float>(integer_of<BITS>(values, j, l) - w.offset);
+        if constexpr (std::is_same_v<P, bf16>) {
+          uint32_t bits;
+          std::memcpy(&bits, &x, 4);
+          panel[32 * j + l] = {static_cast<uint16_t>(bits >> 16)};  // exact
+        } else {
+          panel[(2 * j + l % 2) * kTile + l / 2] = x;
+        }
+      }
+    }
+  }
+}
+
+template <class P>
+inline void unpack_values(const ps::Weight& w, [[maybe_unused]] const Table& table, const uint8_t* values, long channels, P* panel) {
+  switch (w.bits) {
+    case 2: return unpack_values<2>(w, table, values, channels, panel);
+    case 3: return unpack_values<3>(w, table, values, channels, panel);
+    case 4: return unpack_values<4>(w, table, values, channels, panel);
+    case 5: return unpack_values<5>(w, table, values, channels, panel);
+    case 6: return unpack_values<6>(w, table, values, channels, panel);
+    default: return unpack_values<8>(w, table, values, channels, panel);
+  }
+}
+
+// Floats of rows that lie as torch keeps them: channels of up to kTile rows turned around. Padding is zeros.
+template <class T, class P>
+inline void turn(const ps::Weight& w, long tile, long channel, long channels, P* panel) {
+  const T* rows = static_cast<const T*>(w.data) + tile * kTile * w.stride;
+  const long count = std::min(kTile, w.rows - tile * kTile), known = std::min(channels, w.channels - channel);
+  if (count < kTile || known < channels) std::memset(static_cast<void*>(panel), 0, sizeof(P) * channels * kTile);
+  if constexpr (std::is_same_v<T, bf16>) {
+    static_assert(std::is_same_v<P, bf16>);
+    for (long r = 0; r < count; ++r) {
+      const bf16* row = rows + r * w.stride + channel;
+      for (long c = 0; c < known; ++c) panel[c / 2 * 2 * kTile + 2 * r + c % 2] = row[c];
+    }
+  } else {
+    for (long r = 0; r < count; ++r) {
+      const T* row = rows + r * w.stride + channel;
+      for (long c = 0; c < known; ++c) panel[c * kTile + r] = widened(row[c]);
+    }
+  }
+}
+
+// Channels of a tile of floats as a panel: where they lie, if they lie as one, else in `own`.
+template <class P>
+inline const P* panel_of(const ps::Weight& w, const Layout& layout, long tile, long channel, long channels, P* own) {
+  const long place = (tile * layout.channels + channel) * kTile;
+  if constexpr (std::is_same_v<P, bf16>) {
+    if (w.stride == 0) return static_cast<const bf16*>(w.data) + place;
+    turn<bf16>(w, tile, channel, channels, own);
+  } else if (w.dtype == ps::kFloat32) {
+    if (w.stride == 0) return static_cast<const float*>(w.data) + place;
+    turn<float>(w, tile, channel, channels, own);
+  } else {
+    if (w.stride != 0) {
+      turn<fp16>(w, tile, channel, channels, own);
+    } else {
+      const fp16* values = static_cast<const fp16*>(w.data) + place;
+      for (long i = 0; i < channels * kTile; i += W) store(own + i, load(values + i));
+    }
+  }
+  return own;
+}
+
+}  // namespace PS_ISA
