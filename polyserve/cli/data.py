@@ -6,12 +6,31 @@ import click
 
 from polyserve.cli.options import Flags, SectionedCommand, flags_of
 from polyserve.cli.tokenizer import table
-from polyserve_training.config import TokenizeOptions
+from polyserve_training.config import PrepareOptions, TokenizeOptions
 
 
 @click.group()
 def data() -> None:
     """Make data sets for training."""
+
+
+@data.command(cls=SectionedCommand)
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="folder of what is kept; must be new")
+@flags_of(PrepareOptions, "options")
+def prepare(*, inputs: tuple[Path, ...], out: Path, options: Flags[PrepareOptions]) -> None:
+    """Clean files or folders of text, JSON lines or Parquet: languages, rules of quality, near duplicates."""
+    asked = options.build()
+
+    from polyserve_training.data.prepare import prepare
+
+    accounts = prepare(inputs, out, asked)
+    reasons = sorted({reason for account in accounts.values() for reason in account.dropped})
+    rows: list[tuple[str, ...]] = [("language", "read", "kept", "kept bytes", *reasons)]
+    for language, x in accounts.items():
+        counts = (x.read, x.kept, x.kept_bytes, *(x.dropped.get(reason, 0) for reason in reasons))
+        rows.append((language, *(f"{count:,}" for count in counts)))
+    click.echo(table(rows))
 
 
 @data.command(cls=SectionedCommand)

@@ -35,6 +35,7 @@ COMMANDS = (
     ["tokenizer"],
     ["tokenizer", "train"],
     ["data"],
+    ["data", "prepare"],
     ["data", "tokenize"],
     ["train"],
     ["convert"],

@@ -56,6 +56,29 @@ class TokenizerOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareOptions:
+    """How documents are cleaned."""
+
+    language: str | None = option(None, "language of every document; default: its field, else the file's name: de.txt")
+    identify: bool = option(True, "identify languages, and drop documents that are not in the one they say")
+    min_score: float = option(0.5, "least certainty of the identified language, from 0 to 1")
+    filter: bool = option(True, "fix lines, and drop documents by the rules of their language")
+    min_words: int | None = option(
+        None, "least words of a document; in languages without, 2 characters a word; default: 50"
+    )
+    deduplicate: bool = option(True, "drop documents that nearly repeat one before")
+    seed: int = option(0, "of the hashes that near repetition is found by")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_score <= 1:
+            raise ValueError(f"min_score must be from 0 to 1, got {self.min_score}")
+        if self.min_words is not None and not self.filter:
+            raise ValueError("min_words has no effect without filter")
+        if self.min_words is not None and self.min_words < 1:
+            raise ValueError(f"min_words must be at least 1, got {self.min_words}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizeOptions:
     """How documents become shards of tokens."""
 

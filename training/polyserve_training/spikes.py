@@ -29,7 +29,7 @@ class SpikeGuard:
             variance = torch.where(known, self._seen - mean[:, None], 0.0).square().sum(dim=1) / count
             calm = (now <= mean + self._sigmas * variance.sqrt()).all()
             keep = finite & (calm | (count[0] < self._window // 2))
-        self._seen[:, step % self._window] = torch.where(finite, now, torch.nan)
+        self._seen[:, step % self._window] = now  # what is not finite is not known, above
         return keep
 
     def state(self) -> dict[str, Tensor]:

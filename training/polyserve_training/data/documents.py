@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, cast
 
 import orjson
 
@@ -24,6 +24,7 @@ TEXT, JSONL, PARQUET = ".txt", ".jsonl", ".parquet"
 COMPRESSIONS = ("", ".gz", ".zst")
 SUFFIXES = (*(kind + end for kind in (TEXT, JSONL) for end in COMPRESSIONS), PARQUET)
 TAG = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
+BILINGUAL_TAG = re.compile(r"[a-z]{2,3}(-[A-Z][A-Za-z0-9]+)*-[a-z]{2,3}(-[A-Z][A-Za-z0-9]+)*")
 BILINGUAL = "{source}\nTranslate this sentence from {source_name} to {target_name}.\n{target}"
 LANGUAGE_NAMES = {
     "ar": "Arabic", "de": "German", "en": "English", "es": "Spanish", "fr": "French", "he": "Hebrew",
@@ -54,28 +55,35 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def read_documents(files: Sequence[Path], *, language: str | None = None) -> Iterator[Document]:
-    """Every document that is not empty, in order. Raises TrainingError where a file is not what its name says."""
+def read_documents(
+    files: Sequence[Path], *, language: str | None = None, default: str | None = None
+) -> Iterator[Document]:
+    """Every document that is not empty, in order. Raises TrainingError where a file is not what its name says.
+
+    language: of all documents, whatever they say.  default: of those that say none, which are errors without it.
+    """
     for path in files:
         try:
-            for document in _documents_of(path, language):
+            for document in _documents_of(path, language, default):
                 if document.text:
                     yield document
         except (OSError, EOFError, UnicodeDecodeError) as error:
             raise TrainingError(f"{path}: cannot be read: {error}") from error
 
 
-def _documents_of(path: Path, language: str | None) -> Iterator[Document]:
+def _documents_of(path: Path, language: str | None, default: str | None) -> Iterator[Document]:
     if path.name.endswith(PARQUET):
-        return (_from_fields(row, f"{path}: row {number}", language, path) for number, row in _parquet_rows(path))
+        rows = _parquet_rows(path)
+        return (_from_fields(row, f"{path}: row {n}", path, language, default) for n, row in rows)
     if JSONL in path.suffixes:
-        return (_from_fields(fields, f"{path}: line {number}", language, path) for number, fields in read_objects(path))
-    return _from_text(path, _checked(language or _named_by(path), str(path)))
+        lines = read_objects(path)
+        return (_from_fields(fields, f"{path}: line {n}", path, language, default) for n, fields in lines)
+    return _from_text(path, _checked(language or _named_by(path) or default, str(path)))
 
 
 def _from_text(path: Path, language: str) -> Iterator[Document]:
     lines: list[str] = []
-    with _opened(path) as file:
+    with open_compressed(path, "rt") as file:
         for line in file:
             if line.strip():
                 lines.append(line)
@@ -87,7 +95,7 @@ def _from_text(path: Path, language: str) -> Iterator[Document]:
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a file of JSON lines, with their line numbers. Raises TrainingError."""
-    with _opened(path) as file:
+    with open_compressed(path, "rt") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -116,13 +124,15 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         raise TrainingError(f"{path}: cannot be read as Parquet: {error}") from error
 
 
-def _from_fields(fields: Mapping[str, Any], where: str, language: str | None, path: Path) -> Document:
+def _from_fields(
+    fields: Mapping[str, Any], where: str, path: Path, language: str | None, default: str | None
+) -> Document:
     if fields.get("translation") is not None:
         return _bilingual(fields["translation"], where)
     text = fields.get("text")
     if not isinstance(text, str):
         raise TrainingError(f"{where}: text must be a string, got {text!r}")
-    return Document(text, language_of(fields, path, where, default=None) if language is None else language)
+    return Document(text, language_of(fields, path, where, default=default) if language is None else language)
 
 
 def language_of(fields: Mapping[str, Any], path: Path, where: str, *, default: str | None) -> str:
@@ -152,11 +162,12 @@ def _checked(language: object, where: str) -> str:
     return language
 
 
-def _opened(path: Path) -> AbstractContextManager[IO[str]]:
+def open_compressed(path: Path, mode: Literal["rt", "wt"]) -> AbstractContextManager[IO[str]]:
+    """A file of text, compressed as its ending says."""
     if path.suffix == ".zst":
         import zstandard
 
-        return cast(AbstractContextManager[IO[str]], zstandard.open(path, "rt", encoding="utf-8"))
+        return cast(AbstractContextManager[IO[str]], zstandard.open(path, mode, encoding="utf-8"))
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
+        return cast(AbstractContextManager[IO[str]], gzip.open(path, mode, encoding="utf-8"))
+    return path.open(mode, encoding="utf-8")
