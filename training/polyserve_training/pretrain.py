@@ -133,8 +133,7 @@ def _steps(prepared: Prepared, trainer: Trainer, log: RunLog, checkpoints: Check
             parts = ahead.result()
             ahead = reader.submit(curriculum.batch, step + 1) if step + 1 < num_steps else None
             result = trainer.step(step, parts)
-            samples = [f"{x.stream}:{x.epoch}:{x.row}" for x in curriculum.samples(step)]
-            log.step(Done(step + 1, curriculum.stage_of(step), result, samples))
+            log.step(Done(step + 1, curriculum.stage_of(step), result, curriculum.samples(step)))
             last = step + 1 == num_steps
             if recipe.validation is not None and (last or (step + 1) % recipe.validation.every == 0):
                 _validate(prepared, trainer, log, step + 1)

@@ -6,6 +6,7 @@ After a restart the lines of steps that are done again are dropped first, and so
 
 import resource
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import orjson
 import torch
 
 from polyserve.log import get_logger
+from polyserve_training.data.mixture import Sample
 from polyserve_training.trainer import StepResult
 
 _log = get_logger("polyserve.training")
@@ -28,7 +30,7 @@ class Done:
     number: int
     stage: str
     result: StepResult
-    samples: list[str]  # what it learned from, for steps that are skipped
+    samples: list[Sample]  # what it learned from
 
 
 class RunLog:
@@ -75,8 +77,9 @@ class RunLog:
             "memory_mib": _memory_mib(result.loss.device),
             "skipped": not kept,
         }
+        values["rows"] = dict(Counter(sample.stream.partition("/")[2] for sample in done.samples))  # by language
         if not kept:
-            values["samples"] = done.samples
+            values["samples"] = [f"{sample.stream}:{sample.epoch}:{sample.row}" for sample in done.samples]
         self.write(values)
         left_s = round(self._step_s * (self._num_steps - done.number))
         utilisation = f" mfu {values['mfu']:.1%}" if values["mfu"] else f" {tflops:.2f} TFLOP/s"
