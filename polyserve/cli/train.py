@@ -1,6 +1,7 @@
 """`polyserve train`: a recipe becomes a run, and the same command goes on with a run that was stopped.
 
-`polyserve train report` draws a run. `polyserve train RECIPE` is `polyserve train run RECIPE`: any word that is no command is a recipe.
+`polyserve train report` draws a run. `polyserve train RECIPE` is `polyserve train run RECIPE`: what is no command is a
+recipe.
 """
 
 from pathlib import Path
