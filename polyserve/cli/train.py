@@ -40,7 +40,9 @@ def run(*, recipe: Path, overrides: tuple[str, ...], check: bool) -> None:
     set_up_logging("info")
     asked = read_recipe(recipe, overrides)
     if not check:
-        click.echo(f"done: weights and optimiser have SHA-256 {train(asked)}")
+        sha256 = train(asked)
+        if sha256 is not None:
+            click.echo(f"done: weights and optimiser have SHA-256 {sha256}")
         return
     rows: list[tuple[str, ...]] = [("stage", "stream", "share", "epochs")]
     for planned in prepare(asked).curriculum.table():

@@ -29,10 +29,17 @@ class Planned:
 class Curriculum:
     """The batches of every step."""
 
-    def __init__(self, recipe: Recipe, streams: Mapping[str, RowSource]) -> None:
-        """streams: by name, SOURCE/LANGUAGE. Raises TrainingError if a stage asks for what there is not."""
+    def __init__(self, recipe: Recipe, streams: Mapping[str, RowSource], *, rank: int = 0, size: int = 1) -> None:
+        """streams: by name, SOURCE/LANGUAGE.  rank, size: this process among those that share the rows of a step.
+
+        Raises TrainingError if a stage asks for what there is not, or rows cannot be shared evenly."""
         self._rows, self._streams = recipe.batch.rows, streams
-        self._micro_rows = recipe.batch.micro_rows or recipe.batch.rows
+        self._rank, self._size = rank, size
+        self._micro_rows = recipe.batch.micro_rows or self._rows // size
+        if self._rows % size or not self._micro_rows or (self._rows // size) % self._micro_rows:
+            raise TrainingError(
+                f"batch: {size} processes cannot share {self._rows} rows evenly, {self._micro_rows or 1} at once"
+            )
         sizes = {name: stream.num_tokens for name, stream in streams.items()}
         stages = []
         for stage in recipe.stages:
@@ -47,9 +54,10 @@ class Curriculum:
         return [self.mixture.locate(step * self._rows + row) for row in range(self._rows)]
 
     def batch(self, step: int) -> list[Packed]:
-        """The same, as lines of `micro_rows` rows that are computed one after another."""
-        rows = [self._streams[sample.stream].row(sample.row) for sample in self.samples(step)]
-        return [pack(rows[first : first + self._micro_rows]) for first in range(0, self._rows, self._micro_rows)]
+        """This process's part of it, as lines of `micro_rows` rows that are computed one after another."""
+        samples = self.samples(step)[self._rank :: self._size]
+        rows = [self._streams[sample.stream].row(sample.row) for sample in samples]
+        return [pack(rows[first : first + self._micro_rows]) for first in range(0, len(rows), self._micro_rows)]
 
     def stage_of(self, step: int) -> str:
         for stage in self.mixture.stages:

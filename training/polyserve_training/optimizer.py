@@ -37,9 +37,12 @@ class AdamW:
         self._device = next(iter(self._slots.values())).master.device
         self.num_kept = torch.zeros((), dtype=torch.float64, device=self._device)  # t
 
+    def gradients(self) -> list[Tensor]:
+        return [self._gradient(slot) for slot in self._slots.values()]
+
     def gradient_norm(self) -> Tensor:
         """The norm of all gradients together, a number on the device."""
-        return nn.utils.get_total_norm([self._gradient(slot) for slot in self._slots.values()])
+        return nn.utils.get_total_norm(self.gradients())
 
     def step(self, *, lr: float, norm: Tensor, keep: Tensor) -> None:
         """Take a step along the gradients, whose norm was asked for, and forget them.  keep: a bool on the device."""

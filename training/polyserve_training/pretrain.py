@@ -3,8 +3,8 @@
 RUN/model/          config.json and the tokenizer: what `polyserve convert` needs beside a checkpoint
 RUN/log.jsonl       a line for each step (run_log.py)
 RUN/checkpoints/    see checkpoint.py. A run that has one goes on from the newest; its recipe must be the same
-Everything is checked before the first step. Ctrl-C and SIGTERM end the run after the step that computes, with a
-checkpoint.
+Several processes may share the work (parallel.py). Everything is checked before the first step. Ctrl-C and SIGTERM end
+the run after the step that computes, with a checkpoint.
 """
 
 import shutil
@@ -30,13 +30,15 @@ from polyserve_training.config import Recipe
 from polyserve_training.curriculum import Curriculum
 from polyserve_training.data.packing import TextRows
 from polyserve_training.model import Described, build, describe, flops_per_token
+from polyserve_training.parallel import Processes, join
 from polyserve_training.recipe import as_values
 from polyserve_training.run_log import Done, RunLog
 from polyserve_training.sources import open_sources, open_texts
-from polyserve_training.trainer import Trainer
+from polyserve_training.trainer import StepResult, Trainer
 from polyserve_training.validation import validate
 
 _log = get_logger("polyserve.training")
+ALONE = Processes()
 # What may be different when a run goes on. Those of the second row change bits, though not what is learned: it is said
 _MAY_CHANGE = ("run", "checkpoints", "validation", "compute.peak_tflops")
 _CHANGE_BITS = ("compute.device", "compute.backend", "compute.threads", "compute.recompute", "batch.micro_rows")
@@ -55,23 +57,37 @@ class Prepared:
     identity: dict[str, Any]  # what a checkpoint must have been made with
 
 
-def train(recipe: Recipe) -> str:
-    """Run to the end and return the SHA-256 of weights and optimiser. Raises TrainingError or ModelLoadError."""
-    prepared = prepare(recipe)
+def train(recipe: Recipe) -> str | None:
+    """Run to the end and return the SHA-256 of weights and optimiser, in the first process; in others None.
+
+    Raises TrainingError or ModelLoadError."""
+    processes = join()
+    try:
+        return _train(prepare(recipe, processes), processes)
+    finally:
+        processes.leave()
+
+
+def _train(prepared: Prepared, processes: Processes) -> str | None:
+    recipe = prepared.recipe
     checkpoints = Checkpoints(
         Path(recipe.run), keep=recipe.checkpoints.keep, asynchronous=recipe.checkpoints.asynchronous
     )
     latest = checkpoints.latest()
     first = 0 if latest is None else _check_same_run(latest, prepared.identity)
-    _write_model_folder(Path(recipe.run) / "model", prepared)
     for stage, rows in groupby(prepared.curriculum.table(), key=lambda row: row.stage):
         _log.info("stage %s: %s", stage, ", ".join(f"{x.stream} {x.share:.1%} ({x.epochs:.2f} epochs)" for x in rows))
     model = build(recipe, prepared.described, prepared.device)
-    trainer = Trainer(model, recipe)
+    trainer = Trainer(model, recipe, processes)
     if latest is not None:
         restore(latest, trainer.state())
         trainer.optimizer.weights_follow()
         _log.info("going on after step %d, from %s", first, latest)
+    processes.total(0)  # all have read what there was before the first one writes
+    if not processes.first:
+        _steps(prepared, trainer, first, processes, None)
+        return None
+    _write_model_folder(Path(recipe.run) / "model", prepared)
     log = RunLog(
         Path(recipe.run),
         num_steps=recipe.num_steps,
@@ -80,14 +96,14 @@ def train(recipe: Recipe) -> str:
         peak_tflops=recipe.compute.peak_tflops,
     )
     try:
-        _steps(prepared, trainer, log, checkpoints, first)
+        _steps(prepared, trainer, first, processes, _Record(prepared, trainer, log, checkpoints))
     finally:
         log.close()
     checkpoints.wait()
     return digest(trainer.state())
 
 
-def prepare(recipe: Recipe) -> Prepared:
+def prepare(recipe: Recipe, processes: Processes = ALONE) -> Prepared:
     """Check everything that can be checked before anything is computed or written."""
     if recipe.compute.threads is not None:
         torch.set_num_threads(recipe.compute.threads)
@@ -116,45 +132,60 @@ def prepare(recipe: Recipe) -> Prepared:
         "data": sources.fingerprints,
         "tokenizer": sha256,
         "chat_template": template,
-        "numerics": f"{numerics_id(device)}-threads{torch.get_num_threads()}",
+        "numerics": f"{numerics_id(device)}-threads{torch.get_num_threads()}-processes{processes.size}",
     }
-    curriculum = Curriculum(recipe, sources.streams)
+    curriculum = Curriculum(recipe, sources.streams, rank=processes.rank, size=processes.size)
     return Prepared(recipe, described, validation, template, curriculum, device, identity)
 
 
-def _steps(prepared: Prepared, trainer: Trainer, log: RunLog, checkpoints: Checkpoints, first: int) -> None:
-    """Every step that is left. The next batch is read while one computes."""
-    recipe, curriculum = prepared.recipe, prepared.curriculum
-    num_steps = recipe.num_steps
-    with ThreadPoolExecutor(1) as reader, _stop_signals() as stopped:
+def _steps(prepared: Prepared, trainer: Trainer, first: int, processes: Processes, record: "_Record | None") -> None:
+    """Every step that is left. The next batch is read while one computes.  record: of the first process."""
+    curriculum, num_steps = prepared.curriculum, prepared.recipe.num_steps
+    with ThreadPoolExecutor(1) as reader, _stop_signals() as came:
         ahead = reader.submit(curriculum.batch, first) if first < num_steps else None
         for step in range(first, num_steps):
             assert ahead is not None
             parts = ahead.result()
             ahead = reader.submit(curriculum.batch, step + 1) if step + 1 < num_steps else None
             result = trainer.step(step, parts)
-            log.step(Done(step + 1, curriculum.stage_of(step), result, curriculum.samples(step)))
-            last = step + 1 == num_steps
-            if recipe.validation is not None and (last or (step + 1) % recipe.validation.every == 0):
-                _validate(prepared, trainer, log, step + 1)
-            if last or stopped or (step + 1) % recipe.checkpoints.every == 0:
-                log.flush()
-                checkpoints.save(step + 1, trainer.state(), prepared.identity | {"step": step + 1})
-                log.pause()
+            stopped = processes.total(len(came)) > 0
+            if record is not None:
+                record.after(step + 1, result, stopped=stopped)
             if stopped:
-                checkpoints.wait()
-                _log.info("stopped after step %d; the same command goes on from there", step + 1)
                 raise KeyboardInterrupt
 
 
-def _validate(prepared: Prepared, trainer: Trainer, log: RunLog, step: int) -> None:
-    assert prepared.recipe.validation is not None
-    log.flush()
-    found = validate(trainer.model, prepared.validation, rows=prepared.recipe.validation.rows)
-    log.write({"step": step, "validation": {name: asdict(loss) for name, loss in found.items()}})
-    each = ", ".join(f"{name} {loss.loss:.3f} ({loss.bits_per_byte:.3f} bits/byte)" for name, loss in found.items())
-    _log.info("validation after step %d: %s", step, each)
-    log.pause()
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """What the first process writes after a step."""
+
+    prepared: Prepared
+    trainer: Trainer
+    log: RunLog
+    checkpoints: Checkpoints
+
+    def after(self, number: int, result: StepResult, *, stopped: bool) -> None:
+        """number: steps that are done.  stopped: this was the last one for now."""
+        recipe, curriculum = self.prepared.recipe, self.prepared.curriculum
+        self.log.step(Done(number, curriculum.stage_of(number - 1), result, curriculum.samples(number - 1)))
+        last = number == recipe.num_steps
+        if recipe.validation is not None and (last or number % recipe.validation.every == 0):
+            self._validate(number, recipe.validation.rows)
+        if last or stopped or number % recipe.checkpoints.every == 0:
+            self.log.flush()
+            self.checkpoints.save(number, self.trainer.state(), self.prepared.identity | {"step": number})
+            self.log.pause()
+        if stopped:
+            self.checkpoints.wait()
+            _log.info("stopped after step %d; the same command goes on from there", number)
+
+    def _validate(self, number: int, rows: int) -> None:
+        self.log.flush()
+        found = validate(self.trainer.model, self.prepared.validation, rows=rows)
+        self.log.write({"step": number, "validation": {name: asdict(loss) for name, loss in found.items()}})
+        each = ", ".join(f"{name} {x.loss:.3f} ({x.bits_per_byte:.3f} bits/byte)" for name, x in found.items())
+        _log.info("validation after step %d: %s", number, each)
+        self.log.pause()
 
 
 def _check_same_run(latest: Path, identity: Mapping[str, Any]) -> int:

@@ -18,6 +18,7 @@ from polyserve_kernels import ops
 from polyserve_training.config import Recipe
 from polyserve_training.data.packing import IGNORED, Packed
 from polyserve_training.optimizer import AdamW
+from polyserve_training.parallel import Processes
 from polyserve_training.schedule import learning_rate
 from polyserve_training.spikes import SpikeGuard
 
@@ -34,20 +35,23 @@ class StepResult:
 
 
 class Trainer:
-    def __init__(self, model: Decoder, recipe: Recipe) -> None:
+    def __init__(self, model: Decoder, recipe: Recipe, processes: Processes | None = None) -> None:
+        """processes: those that take this model's steps together."""
         self.model, self._recipe = model, recipe
+        self._processes = processes or Processes()
         self.device = _head(model).device
         self.optimizer = AdamW(model, recipe.optimizer)
         self._guard = SpikeGuard(recipe.spikes, self.device)
 
     def step(self, number: int, parts: Sequence[Packed]) -> StepResult:
-        """Learn from the parts of step `number`, counted from 0."""
-        num_valid = sum(part.num_valid for part in parts)
+        """Learn from this process's parts of step `number`, counted from 0."""
+        num_valid = self._processes.total(sum(part.num_valid for part in parts))
         loss = torch.zeros((), device=self.device)
         for part in parts:
             part_loss = token_losses(self.model, part, z_loss=self._recipe.z_loss).sum() / max(num_valid, 1)
             part_loss.backward()  # type: ignore[no-untyped-call]
             loss += part_loss.detach()
+        self._processes.sum_up([loss, *self.optimizer.gradients()])
         norm = self.optimizer.gradient_norm()
         kept = self._guard.judge(number, loss, norm)
         lr = learning_rate(
