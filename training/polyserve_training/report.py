@@ -46,15 +46,17 @@ def write_report(run: Path) -> Path:
 
 
 def _draw(path: Path, fill: Callable[[Any], None]) -> Path:
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.add_subplot()
+    axes.set_prop_cycle(color=colormaps["tab20"].colors)  # PolyLM's languages are 18
     fill(axes)
     axes.set_xlabel("step")
     axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="small", ncols=3)
+    if len(axes.get_legend_handles_labels()[0]) > 1:
+        figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=110)
     return path
 
@@ -64,7 +66,8 @@ def _loss(axes: Any, steps: Lines) -> None:
     axes.plot(numbers, losses, alpha=0.3, label="loss")
     axes.plot(numbers, _smoothed(losses), label="smoothed")
     skipped = [line for line in steps if line["skipped"]]
-    axes.plot([line["step"] for line in skipped], [line["loss"] for line in skipped], "rx", label="skipped")
+    if skipped:
+        axes.plot([line["step"] for line in skipped], [line["loss"] for line in skipped], "rx", label="skipped")
     axes.set_ylabel("nats per token")
     _mark_stages(axes, steps)
 
