@@ -1,6 +1,7 @@
 """The command for the day a GPU is there, as far as it can be tested without one: its cases, its parts, its figures."""
 
 import inspect
+import json
 import sys
 
 import pytest
@@ -107,6 +108,39 @@ def test_tests_are_counted_and_those_that_failed_are_named():
         <testcase classname="b" name="three"><skipped/></testcase>
     </testsuite></testsuites>"""
     assert gpu.read_test_report(report) == ([{"passed": 1, "failed": 1, "skipped": 1}], ["a.two"])
+
+
+def test_parts_hand_on_the_time_that_they_leave_and_take_less_than_nine_minutes(monkeypatch, tmp_path):
+    given = {}
+
+    def run(part: str, seconds: float) -> gpu.Part:
+        given[part] = seconds
+        return gpu.Part([], [], {"operations": 100.0, "decode": 260.0, "tests": 1.0}[part])
+
+    monkeypatch.setattr(gpu, "run", run)
+    monkeypatch.setattr(gpu, "device", dict)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(tmp_path / "out.json")])
+    with pytest.raises(SystemExit) as stop:
+        gpu.main()
+    assert stop.value.code == 0
+    assert given == {"operations": 150, "decode": 250, "tests": 170}
+    assert list(json.loads((tmp_path / "out.json").read_text()))[-3:] == list(given)
+    assert sum(gpu.SECONDS.values()) < 9 * 60
+
+
+def test_tests_that_were_stopped_before_all_had_run_are_a_failure(monkeypatch, tmp_path):
+    (tmp_path / "test_long.py").write_text("""import pytest, time
+@pytest.mark.gpu
+@pytest.mark.parametrize("number", range(50))
+def test_long(number):
+    time.sleep(0.5)
+""")
+    monkeypatch.setattr(gpu, "TEST_PROCESSES", 0)  # none but pytest's own
+    monkeypatch.setattr(gpu, "LAST_SECONDS", 60)
+    part = gpu.run_tests(61, str(tmp_path))
+    assert 0 < part.results[0]["passed"] < 50
+    assert part.failures[-1].startswith("the tests ended with ")
 
 
 def test_decoding_is_measured_at_each_number_of_streams(tmp_path):

@@ -40,7 +40,7 @@ class Timer:
         cache_bytes = torch.cuda.get_device_properties().L2_cache_size
         self._flushed = torch.empty(2 * cache_bytes, dtype=torch.int8, device="cuda")
 
-    def microseconds(self, call: Callable[[], object], *, seconds: float = 0.5) -> float:
+    def microseconds(self, call: Callable[[], object], *, seconds: float = 0.25) -> float:
         """Median time of `call`; about `seconds` are spent on it, besides compiling what it launches."""
         for _ in range(WARM_UP_CALLS):
             call()

@@ -1,4 +1,4 @@
-"""What a figure was measured on: versions, machine, and the speed at which its memory can be read.
+"""What a figure was measured on: versions, machine, and the speeds at which it reads memory and multiplies.
 
 Bytes and seconds. Sources: /proc/cpuinfo and sysconf, where the system has them.
 """
@@ -13,6 +13,7 @@ from polyserve import __version__
 
 READ_BYTES = 512 * 2**20  # several times the largest cache
 READ_SECONDS = 1.0
+MATRIX_SIZE = 2048
 
 
 def versions() -> dict[str, str]:
@@ -41,7 +42,7 @@ def read_bandwidth(num_threads: int) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
-        data = torch.ones(READ_BYTES // 4, dtype=torch.float32)
+        data = torch.ones(READ_BYTES // 8, dtype=torch.int64)  # a sum of int64 has the fewest operations a byte
         data.sum()  # every page is there before the clock runs
         best = float("inf")
         end = time.monotonic() + READ_SECONDS
@@ -52,6 +53,26 @@ def read_bandwidth(num_threads: int) -> float:
     finally:
         torch.set_num_threads(before)
     return READ_BYTES / best
+
+
+def matrix_rate(num_threads: int) -> float:
+    """Operations a second of a large bf16 product, at its best: what torch's own library makes of this processor."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        a, b = (torch.ones(MATRIX_SIZE, MATRIX_SIZE, dtype=torch.bfloat16) for _ in range(2))
+        torch.mm(a, b)
+        best = float("inf")
+        end = time.monotonic() + READ_SECONDS
+        while time.monotonic() < end:
+            start = time.perf_counter()
+            torch.mm(a, b)
+            best = min(best, time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(before)
+    return 2 * MATRIX_SIZE**3 / best
 
 
 def _cpu_name() -> str:

@@ -101,6 +101,10 @@ def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "transformer.ln_f.bias", (width,)
 
 
+def weight_bytes(shape: Shape) -> int:
+    return sum(2 * torch.Size(size).numel() for _, size in tensor_shapes(shape))
+
+
 def write_header(file: BinaryIO, tensors: dict[str, tuple[int, ...]]) -> int:
     """Write the index of a safetensors file; return how many bytes of tensors must follow."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}

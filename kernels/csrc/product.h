@@ -98,7 +98,7 @@ inline void multiply(const P* const* x, const P* const* w, const Groups* groups,
 
 #if defined(__AVX512BF16__)
 
-constexpr long kAhead = 6144;  // bytes of a stream of blocks, about what arrives while memory answers
+constexpr long kAhead = 1536;  // bytes of a stream of blocks: farther ahead, caches lose them again (measured)
 
 // The same for the groups [g, end) of integers that are unpacked in registers: for rows that are too few to share a panel.
 template <int BITS, int MR, int NT>
@@ -109,9 +109,9 @@ inline void multiply_integers(const ps::Weight& w, const Layout& layout, const T
   for (int m = 0; m < MR; ++m) {
     for (int t = 0; t < NT; ++t) total[m][t] = zero();
   }
-  for (long g = 0; g < end; ++g) {
-    const Place first(layout, tile, g);
-    const long step = first.block - Place(layout, tile + (NT > 1), g).block;  // tiles of a quad are equally far apart
+  Place first(layout, tile, 0);
+  for (long g = 0; g < end; ++g, first.next()) {
+    const long step = first.to_next_tile();
     const long channels = std::min<long>(w.group, layout.channels - g * w.group);
     vf acc[MR][NT];
     for (int m = 0; m < MR; ++m) {
@@ -119,7 +119,7 @@ inline void multiply_integers(const ps::Weight& w, const Layout& layout, const T
     }
     for (long k = 0; k < channels; k += kChunk) {
       for (int t = 0; t < NT; ++t) {
-        const uint8_t* chunk = first.values - t * step + k * (kTile * BITS / kChunk);
+        const uint8_t* chunk = first.values + t * step + k * (kTile * BITS / kChunk);
         _mm_prefetch(chunk + kAhead, _MM_HINT_T0);
         if constexpr (BITS > 4) _mm_prefetch(chunk + kAhead + 64, _MM_HINT_T0);
         vi pairs[4];
@@ -130,12 +130,10 @@ inline void multiply_integers(const ps::Weight& w, const Layout& layout, const T
       }
     }
     for (int t = 0; t < NT; ++t) {
-      Place place = first;
-      place.block -= t * step;
-      const vf scale = scales_of(w, layout, place, 0);
+      const vf scale = scales_of(w, layout, first, first.block + t * step, 0);
       for (int m = 0; m < MR; ++m) total[m][t] = fma(acc[m][t], scale, total[m][t]);
       if (w.has_min) {
-        const vf minimum = minimums_of(w, layout, place, 0);
+        const vf minimum = minimums_of(w, layout, first, first.block + t * step, 0);
         for (int m = 0; m < MR; ++m) total[m][t] = fma(set(sums[g * sums_stride + m]), minimum, total[m][t]);
       }
     }
@@ -223,14 +221,11 @@ class Product {
   void quads(long m, long first, long count, float* out, long stride) const {
     for (long t = first; t < first + count;) {
       const bool whole = t % kQuad == 0 && t + kQuad <= first + count;
-      switch (w_.bits) {
-        case 2: whole ? integers<2, MR, kQuad>(m, t, out + (t - first) * kTile, stride) : integers<2, MR, 1>(m, t, out + (t - first) * kTile, stride); break;
-        case 3: whole ? integers<3, MR, kQuad>(m, t, out + (t - first) * kTile, stride) : integers<3, MR, 1>(m, t, out + (t - first) * kTile, stride); break;
-        case 4: whole ? integers<4, MR, kQuad>(m, t, out + (t - first) * kTile, stride) : integers<4, MR, 1>(m, t, out + (t - first) * kTile, stride); break;
-        case 5: whole ? integers<5, MR, kQuad>(m, t, out + (t - first) * kTile, stride) : integers<5, MR, 1>(m, t, out + (t - first) * kTile, stride); break;
-        case 6: whole ? integers<6, MR, kQuad>(m, t, out + (t - first) * kTile, stride) : integers<6, MR, 1>(m, t, out + (t - first) * kTile, stride); break;
-        default: whole ? integers<8, MR, kQuad>(m, t, out + (t - first) * kTile, stride) : integers<8, MR, 1>(m, t, out + (t - first) * kTile, stride);
-      }
+      float* const place = out + (t - first) * kTile;
+      with_bits(w_.bits, [&](auto bits) {
+        constexpr int BITS = decltype(bits)::value;
+        whole ? integers<BITS, MR, kQuad>(m, t, place, stride) : integers<BITS, MR, 1>(m, t, place, stride);
+      });
       t += whole ? kQuad : 1;
     }
   }
@@ -255,12 +250,18 @@ class Product {
     if (whole < num_groups_) some_groups<NT>(tile, whole, 1, channels_ - whole * group_, out, stride);
   }
 
-  // Begin to bring in the groups that a tile's next panel is made of, while this one is multiplied.
-  void prefetch(long tile, long g, long num) const {
-    for (long i = g; i < std::min(g + num, num_groups_); ++i) {
-      const Place place(layout_, tile, i);
-      _mm_prefetch(place.block, _MM_HINT_T0);
-      for (long byte = 0; byte < layout_.values; byte += 64) _mm_prefetch(place.values + byte, _MM_HINT_T0);
+  // The panel of groups [g, g + num), and their scales. What the next one is made of begins to come in.
+  template <int BITS>
+  void unpack_groups(long tile, long g, long num, long group, P* panel, float* scales, float* minimums) const {
+    const long ahead = M_ > 1 ? layout_.tile / num_groups_ * kQuad * num : 0;
+    Place place(layout_, tile, g);
+    for (long i = 0; i < num; ++i, place.next(), panel += group * kTile, scales += kTile, minimums += kTile) {
+      unpack_values<BITS>(w_, table_, place.values, group, panel);
+      for (long byte = 0; byte < layout_.values; byte += 64) _mm_prefetch(place.values + ahead + byte, _MM_HINT_T0);
+      for (long lane = 0; lane < kTile; lane += W) {
+        store(scales + lane, scales_of(w_, layout_, place, place.block, lane));
+        if (w_.has_min) store(minimums + lane, minimums_of(w_, layout_, place, place.block, lane));
+      }
     }
   }
 
@@ -282,17 +283,10 @@ class Product {
       }
       float* scales = own.scales.data() + t * num * kTile;
       float* minimums = own.minimums.data() + t * num * kTile;
-      for (long i = 0; i < num; ++i) {
-        const Place place(layout_, tile + t, g + i);
-        unpack_values(w_, table_, place.values, group, panel + i * group * kTile);
-        for (long lane = 0; lane < kTile; lane += W) {
-          store(scales + i * kTile + lane, scales_of(w_, layout_, place, lane));
-          if (w_.has_min) store(minimums + i * kTile + lane, minimums_of(w_, layout_, place, lane));
-        }
-      }
+      const auto unpack_bits = [&](auto bits) { unpack_groups<decltype(bits)::value>(tile + t, g, num, group, panel, scales, minimums); };
+      with_bits(w_.bits, unpack_bits);
       w[t] = panel;
       groups[t] = {scales, minimums};
-      if (M_ > 1) prefetch(tile + t, g + num, num);
     }
     const long most = w_.bits == 0 ? kMostRows : kMostScaledRows, blocks = (M_ + most - 1) / most;
     for (long b = 0; b < blocks; ++b) {

@@ -30,8 +30,8 @@ void unpack_integers(const ps::Weight& w, long row, float* y) {
     const Place place(layout, row / kTile, k / w.group);
     if (k % w.group == 0) {
       for (long i = 0; i < kTile; i += W) {
-        store(scales + i, scales_of(w, layout, place, i));
-        if (w.has_min) store(minimums + i, minimums_of(w, layout, place, i));
+        store(scales + i, scales_of(w, layout, place, place.block, i));
+        if (w.has_min) store(minimums + i, minimums_of(w, layout, place, place.block, i));
       }
     }
     const int x = integer_of<BITS>(place.values + k % w.group / kChunk * kTile * BITS, k % kChunk / 2, 2 * lane + k % 2) - w.offset;
@@ -40,15 +40,11 @@ void unpack_integers(const ps::Weight& w, long row, float* y) {
 }
 
 void unpack_row(const ps::Weight& w, long row, float* y) {
-  switch (w.bits) {
-    case 2: return unpack_integers<2>(w, row, y);
-    case 3: return unpack_integers<3>(w, row, y);
-    case 4: return unpack_integers<4>(w, row, y);
-    case 5: return unpack_integers<5>(w, row, y);
-    case 6: return unpack_integers<6>(w, row, y);
-    case 8: return unpack_integers<8>(w, row, y);
+  if (w.bits == 0) {
+    with_dtype(w.dtype, [&](auto x) { unpack_floats<decltype(x)>(w, row, y); });
+  } else {
+    with_bits(w.bits, [&](auto bits) { unpack_integers<decltype(bits)::value>(w, row, y); });
   }
-  with_dtype(w.dtype, [&](auto x) { unpack_floats<decltype(x)>(w, row, y); });
 }
 
 }  // namespace

@@ -22,6 +22,8 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "dtypes.h"
 #include "kernels.h"
 
@@ -73,17 +75,39 @@ inline const uint8_t* block_of(const Layout& layout, long tile, long b) {
   return layout.data + first * layout.tile + b * layout.block * together + (tile - first) * (b < layout.whole_blocks ? layout.block : layout.rest);
 }
 
-// One group of a tile: its block, its number there and how many the block has, and its integers.
-struct Place {
-  Place(const Layout& layout, long tile, long g) {
-    const long b = g >> layout.log_groups, before = b << layout.log_groups;
-    block = block_of(layout, tile, b);
-    index = g - before;
-    groups = std::min(1L << layout.log_groups, layout.num_groups - before);
-    values = block + layout.scales + groups * layout.factors + index * layout.values;
+// One group of a tile after another: its block, its number there and how many the block has, and its integers.
+class Place {
+ public:
+  Place(const Layout& layout, long tile, long g) : layout_(layout), tile_(tile), number_(g >> layout.log_groups) {
+    enter(block_of(layout, tile, number_));
+    index = g - (number_ << layout.log_groups);
+    values += index * layout.values;
   }
+  void next() {
+    if (++index < groups) {
+      values += layout_.values;
+    } else {
+      enter(++number_ < layout_.whole_blocks ? block + step_ : block_of(layout_, tile_, number_));
+    }
+  }
+  // Bytes from the block of a tile to that of the next tile of its quad.
+  long to_next_tile() const { return number_ < layout_.whole_blocks ? layout_.block : layout_.rest; }
+
   const uint8_t *block, *values;
   long index, groups;
+
+ private:
+  void enter(const uint8_t* at) {
+    block = at;
+    index = 0;
+    groups = std::min(1L << layout_.log_groups, layout_.num_groups - (number_ << layout_.log_groups));
+    values = at + layout_.scales + groups * layout_.factors;
+  }
+
+  const Layout& layout_;
+  const long tile_;
+  long number_;  // of the block
+  const long step_ = layout_.block * std::min(kQuad, layout_.tiles - tile_ / kQuad * kQuad);
 };
 
 inline vf load_scales(const void* p, int32_t dtype, long i) {
@@ -102,16 +126,16 @@ inline vf load_unsigned(const uint8_t* p) {
 #endif
 }
 
-// What W rows' sums of a group are multiplied with, from row i of the tile on.
-inline vf scales_of(const ps::Weight& w, const Layout& layout, const Place& place, long i) {
-  const vf scale = load_scales(place.block, w.scale_dtype, i);
+// What W rows' sums of a group are multiplied with, from row i of the tile on. block: that of `place`, or of another tile.
+inline vf scales_of(const ps::Weight& w, const Layout& layout, const Place& place, const uint8_t* block, long i) {
+  const vf scale = load_scales(block, w.scale_dtype, i);
   if (!w.two_level) return scale;
-  return mul(scale, load(reinterpret_cast<const int8_t*>(place.block) + layout.scales + place.index * kTile + i));
+  return mul(scale, load(reinterpret_cast<const int8_t*>(block) + layout.scales + place.index * kTile + i));
 }
-inline vf minimums_of(const ps::Weight& w, const Layout& layout, const Place& place, long i) {
-  const vf minimum = load_scales(place.block, w.scale_dtype, kTile + i);
+inline vf minimums_of(const ps::Weight& w, const Layout& layout, const Place& place, const uint8_t* block, long i) {
+  const vf minimum = load_scales(block, w.scale_dtype, kTile + i);
   if (!w.two_level) return minimum;
-  return mul(minimum, load_unsigned(place.block + layout.scales + (place.groups + place.index) * kTile + i));
+  return mul(minimum, load_unsigned(block + layout.scales + (place.groups + place.index) * kTile + i));
 }
 
 // The integer of lane l of pair j of 8 channels, as it is stored.
@@ -211,15 +235,16 @@ inline void unpack_values(const ps::Weight& w, [[maybe_unused]] const Table& tab
   }
 }
 
-template <class P>
-inline void unpack_values(const ps::Weight& w, [[maybe_unused]] const Table& table, const uint8_t* values, long channels, P* panel) {
-  switch (w.bits) {
-    case 2: return unpack_values<2>(w, table, values, channels, panel);
-    case 3: return unpack_values<3>(w, table, values, channels, panel);
-    case 4: return unpack_values<4>(w, table, values, channels, panel);
-    case 5: return unpack_values<5>(w, table, values, channels, panel);
-    case 6: return unpack_values<6>(w, table, values, channels, panel);
-    default: return unpack_values<8>(w, table, values, channels, panel);
+// Call body with the number of bits as a constant.
+template <class Body>
+inline void with_bits(int bits, Body body) {
+  switch (bits) {
+    case 2: return body(std::integral_constant<int, 2>{});
+    case 3: return body(std::integral_constant<int, 3>{});
+    case 4: return body(std::integral_constant<int, 4>{});
+    case 5: return body(std::integral_constant<int, 5>{});
+    case 6: return body(std::integral_constant<int, 6>{});
+    default: return body(std::integral_constant<int, 8>{});
   }
 }
 

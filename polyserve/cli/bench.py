@@ -6,6 +6,7 @@ import click
 
 from polyserve.cli.options import Flags, SectionedCommand, flags_of
 from polyserve.config import EngineConfig
+from polyserve_benchmarks.compare.plan import Comparison
 from polyserve_benchmarks.workload import Workload
 
 
@@ -26,3 +27,22 @@ def throughput(engine: Flags[EngineConfig], workload: Flags[Workload]) -> None:
 
     set_up_logging("warning")
     asyncio.run(run(engine_config, asked))
+
+
+@bench.command(cls=SectionedCommand)
+@flags_of(Workload, "workload", section="Workload", defaults={"num_streams": [1, 32]})
+@flags_of(Comparison, "comparison", section="Comparison")
+def compare(comparison: Flags[Comparison], workload: Flags[Workload]) -> None:
+    """PolyServe and other engines in turn, on the same prompts, threads and precision.
+
+    benchmarks/peers.sh installs the others; one that is missing or fails is named and left out.
+    """
+    asked, its_workload = comparison.build(), workload.build()
+
+    from polyserve_benchmarks.compare.process import EngineFailed
+    from polyserve_benchmarks.compare.run import run
+
+    try:
+        run(asked, its_workload)
+    except EngineFailed as error:
+        raise click.ClickException(str(error)) from error

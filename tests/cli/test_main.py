@@ -33,6 +33,7 @@ COMMANDS = (
     ["generate"],
     ["bench"],
     ["bench", "throughput"],
+    ["bench", "compare"],
     ["tokenizer"],
     ["tokenizer", "train"],
     ["data"],

@@ -90,7 +90,10 @@ def test_the_report_and_the_json_have_every_call_on_every_architecture(compiled)
     good = rows[0]
     assert (good["operation"], good["arch"], good["flops"]) == ("good", 80, 2 * 4096**3)
     assert good["roofline_us"] == {"A100": pytest.approx(2 * 4096**3 / 312e12 * 1e6, abs=0.01)}
-    assert good["launches"][0]["code"] == compiled["code"]["good 80"]
+    launch = dict(zip(compiled["json"]["launch_fields"], *good["launches"], strict=True))
+    loops = [dict(zip(compiled["json"]["loop_fields"], loop, strict=True)) for loop in launch.pop("loops")]
+    head = {"kernel": "_product_kernel", "count": 1, "num_warps": 4, "num_stages": 3}
+    assert {**launch, "loops": loops} == {**head, **compiled["code"]["good 80"]}
 
 
 SASS = """

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from polyserve_kernels import ops
 from polyserve_kernels.types import HeadTopK, LogitEdits
+from support.edited_logits import apply_edits, edits_of
 from support.poison import poisoned_memory
 from support.tolerance import assert_as_good_as_torch
 
@@ -26,30 +27,6 @@ def head(
     num_rows: int = 6, vocab: int = VOCAB, channels: int = 24, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
     return torch.randn(num_rows, channels).to(dtype), torch.randn(vocab, channels).to(dtype)
-
-
-def edits_of(num_rows: int, vocab: int, *, masked: bool = True) -> LogitEdits:
-    """Many repetitions and biases in random places, some ids forbidden by bias, half of them by the mask."""
-    places = torch.randperm(num_rows * vocab)[: num_rows * 100]
-    bias = torch.randn(len(places))
-    bias[::7] = -torch.inf
-    allowed = torch.randint(-(2**31), 2**31, (num_rows, -(-vocab // 32)), dtype=torch.int64).int() if masked else None
-    return LogitEdits(
-        rows=places // vocab, ids=places % vocab, repetition=torch.rand(len(places)) + 0.7, bias=bias, allowed=allowed
-    )
-
-
-def apply_edits(logits: Tensor, edits: LogitEdits) -> Tensor:
-    """LogitEdits as the contract says, entry by entry."""
-    edited = logits.clone()
-    for row, token, repetition, bias in zip(edits.rows, edits.ids, edits.repetition, edits.bias, strict=True):
-        x = edited[row, token]
-        edited[row, token] = (x / repetition if x > 0 else x * repetition) + bias
-    if edits.allowed is not None:
-        ids = torch.arange(logits.shape[1])
-        bit = (edits.allowed[:, ids // 32].long() >> (ids % 32)) & 1
-        edited[bit == 0] = -torch.inf
-    return edited
 
 
 def rows_of(edits: LogitEdits, start: int, end: int) -> LogitEdits:

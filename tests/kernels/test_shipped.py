@@ -4,6 +4,7 @@ import inspect
 
 from polyserve_kernels import ops
 from polyserve_kernels.triton.shipped import shipped
+from polyserve_kernels.triton.tuning import tuned
 
 WITHOUT_KERNELS = {"num_vocab_tiles", "packs_weights", "packed_weight", "pack", "embedding", "decoder_step"}  # on a GPU
 OPERATIONS = {
@@ -39,3 +40,11 @@ def test_every_head_size_is_multiplied_in_prefill_and_in_decode_alike():
     for size in (64, 80, 96, 128, 256):
         group = [call for call in shipped() if call.products == f"attention, D {size}, bfloat16"]
         assert {call.operation for call in group} == {ops.attention_varlen, ops.paged_prefill, ops.paged_decode}
+
+
+def test_an_architecture_without_a_row_takes_one_whose_shared_memory_it_has():
+    table = {arch: arch for arch in (80, 86, 90, 100)}
+    assert {arch: tuned(table, arch) for arch in (75, 80, 86, 89, 90, 100, 103, 120, 121)} == {
+        75: 80, 80: 80, 86: 86, 89: 86, 90: 90, 100: 100, 103: 100, 120: 86, 121: 86
+    }  # fmt: skip
+    assert tuned({80: "old", 90: "new", 100: "newest"}, 120) == "old"

@@ -1,15 +1,13 @@
-"""What Triton's head does that its contract does not say: its memory, its tiles, and how it finds the best ids."""
+"""What Triton's head does that its contract does not say: its tiles, and how it finds the best ids."""
 
 import pytest
 import torch
 
 from polyserve_kernels import ops
-from polyserve_kernels.dispatch import triton_to_compile, use_backend
-from polyserve_kernels.triton import cross_entropy, vocab_best
+from polyserve_kernels.dispatch import use_backend
+from polyserve_kernels.triton import cross_entropy, sampling, vocab_best
 from polyserve_kernels.triton import head as triton_head
-from polyserve_kernels.triton.launch import observed
 from polyserve_kernels.types import HeadTopK, LogitEdits
-from support.largest_tensor import LargestTensor
 
 VOCAB = 17_001  # three tiles that race in a draw
 
@@ -46,7 +44,8 @@ def test_the_same_random_numbers_draw_the_same_ids_as_in_the_reference():
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "value"), [(triton_head, "_INTERPRETED_IDS", 256), (cross_entropy, "MAX_ROWS", 4)]
+    ("module", "name", "value"),
+    [(triton_head, "_INTERPRETED_IDS", 256), (cross_entropy, "MAX_ROWS", 4), (sampling, "MAX_ROWS", 4)],
 )
 def test_bits_are_free_of_the_size_of_tiles_and_of_passes(monkeypatch, module, name, value):
     with use_backend("triton"):
@@ -71,29 +70,3 @@ def test_neighbours_among_the_best_are_found_only_because_their_groups_are_compu
         assert ops.head_topk(torch.ones(1, 1), weight, k=9).ids.tolist() == [list(range(9))]
         monkeypatch.setattr(vocab_best, "raw_of_ids", lambda head, ids: torch.full(ids.shape, -torch.inf))
         assert ops.head_topk(torch.ones(1, 1), weight, k=9).ids.tolist() != [list(range(9))]
-
-
-@pytest.mark.parametrize("k", [1, 128, 5000])
-def test_at_the_size_of_polylm_no_allocation_holds_the_logits_of_all_rows(k):
-    rows, vocab, channels = 256, 256_000, 2048
-    with triton_to_compile(), observed(90, lambda *_: None), torch.device("meta"):
-        hidden, weight = torch.empty(rows, channels), torch.empty(vocab, channels)
-        entries, numbers = torch.empty(64 * rows, dtype=torch.int64), torch.empty(64 * rows)
-        mask = torch.empty(rows, vocab // 32, dtype=torch.int32)
-        edits = LogitEdits(rows=entries, ids=entries, repetition=numbers, bias=numbers, allowed=mask)
-        uniforms = torch.empty(rows, ops.num_vocab_tiles(vocab, channels, device=torch.device("meta")), 2)
-        with LargestTensor() as largest:
-            ops.head_topk(
-                hidden, weight, k=k, temperature=torch.empty(rows), edits=edits, uniforms=uniforms, num_top=20
-            )
-        assert 0 < largest.elements <= rows * max(vocab / 16, 2 * (k * vocab) ** 0.5)
-
-
-@pytest.mark.parametrize("num_tokens", [1024, 100_000])
-def test_memory_for_scores_does_not_grow_with_tokens_times_vocabulary(num_tokens):
-    vocab, channels = 256_000, 64
-    with triton_to_compile(), observed(90, lambda *_: None), torch.device("meta"):
-        hidden, weight = torch.empty(num_tokens, channels), torch.empty(vocab, channels)
-        with LargestTensor() as largest:
-            ops.token_logprobs(hidden, weight, torch.empty(num_tokens, dtype=torch.int64), num_top=20)
-    assert 0 < largest.elements <= max(1024 * vocab / 16, num_tokens * 20)

@@ -1,4 +1,8 @@
-"""A step of training through the one decoder: every family learns from packed sequences what `transformers` learns."""
+"""A step of training through the one decoder: every family learns from packed sequences what `transformers` learns.
+
+The step itself is AdamW's, with an eps of the size of gradients: with a small one it takes little but their signs, and
+the sign of a gradient that is nearly 0 is a matter of rounding, in torch as in ours.
+"""
 
 import copy
 from itertools import accumulate, chain
@@ -70,6 +74,15 @@ def in_our_layout(gradients: PreTrainedModel, folder: Path, family: Family) -> d
     return {name: x - 1 if plus_one and "norm" in name else x for name, x in loaded.items()}
 
 
+def step(parameters: dict[str, Tensor], grads: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters after a step of AdamW, which starts from them and these gradients."""
+    moved = {name: x.detach().clone().requires_grad_() for name, x in parameters.items()}
+    for name, x in moved.items():
+        x.grad = grads[name].to(x.dtype)
+    torch.optim.AdamW(moved.values(), lr=0.1, eps=1.0, weight_decay=0.1).step()
+    return {name: x.detach() for name, x in moved.items()}
+
+
 @pytest.mark.parametrize("backend", ["reference", "triton"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_learns_what_transformers_learns(family: Family, backend: str, tmp_path: Path) -> None:
@@ -85,6 +98,11 @@ def test_a_step_learns_what_transformers_learns(family: Family, backend: str, tm
     eager_grads, exact_grads = (
         in_our_layout(model, tmp_path / name, family) for name, model in (("eager", eager), ("exact", exact))
     )
+    parameters = dict(ours.named_parameters())
+    moved, eager_moved = step(parameters, grads), step(parameters, eager_grads)
+    exact_moved = step({name: x.double() for name, x in parameters.items()}, exact_grads)
     assert grads.keys() == exact_grads.keys()
     for name, grad in grads.items():
         assert_as_good_as_torch(grad, eager_grads[name], exact_grads[name].double())
+        assert not torch.equal(moved[name], parameters[name])
+        assert_as_good_as_torch(moved[name], eager_moved[name], exact_moved[name])

@@ -46,12 +46,12 @@ def write_report(run: Path) -> Path:
 
 
 def _draw(path: Path, fill: Callable[[Any], None]) -> Path:
-    from matplotlib import colormaps
+    from matplotlib import color_sequences
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_prop_cycle(color=colormaps["tab20"].colors)  # PolyLM's languages are 18
+    axes.set_prop_cycle(color=color_sequences["tab20"])  # PolyLM's languages are 18
     fill(axes)
     axes.set_xlabel("step")
     axes.grid(alpha=0.3)

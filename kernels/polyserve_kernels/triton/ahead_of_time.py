@@ -8,8 +8,8 @@ Needs     a process without TRITON_INTERPRET
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +21,10 @@ from triton.runtime import driver
 
 from polyserve_kernels.dispatch import triton_to_compile
 from polyserve_kernels.triton.launch import INTERPRETED, observed
-from polyserve_kernels.triton.machine_code import Code, read_code
+from polyserve_kernels.triton.machine_code import Binary, Code, read_codes
 
 ARCHITECTURES = (80, 90, 100)
+_READ_TOGETHER = 32  # kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +59,28 @@ def compile_calls(calls: Mapping[str, tuple[int, Callable[[], object]]]) -> dict
             for name, launches in pending.items():
                 for compiling in launches:
                     compiling.wait(name)
-        read: dict[str, Future[Code]] = {}
-        for compiling in (compiling for launches in pending.values() for compiling in launches):
-            compiled = compiling.compiled
-            if compiled.hash not in read:
-                read[compiled.hash] = threads.submit(
-                    read_code,
-                    compiled.asm["cubin"],
-                    arch=compiling.arch,
-                    dynamic_shared_bytes=compiled.metadata.shared,
-                    tensor_columns=compiled.metadata.tmem_size or 0,
-                    num_warps=compiled.metadata.num_warps,
-                )
+        codes = _read_all([compiling for launches in pending.values() for compiling in launches], threads)
         return {
-            name: [compiling.launch(read[compiling.compiled.hash].result()) for compiling in launches]
+            name: [compiling.launch(codes[compiling.compiled.hash]) for compiling in launches]
             for name, launches in pending.items()
         }
+
+
+def _read_all(compiled: Sequence["_Compiling"], threads: Executor) -> dict[str, Code]:
+    """The machine code of each by its hash, read once, some together."""
+    by_arch: dict[int, dict[str, Binary]] = {}
+    for compiling in compiled:
+        by_arch.setdefault(compiling.arch, {})[compiling.compiled.hash] = compiling.binary
+    reading = [
+        (hashes, threads.submit(read_codes, [binaries[each] for each in hashes], arch))
+        for arch, binaries in by_arch.items()
+        for hashes in _groups(list(binaries), _READ_TOGETHER)
+    ]
+    return {each: code for hashes, codes in reading for each, code in zip(hashes, codes.result(), strict=True)}
+
+
+def _groups(hashes: list[str], size: int) -> Iterator[list[str]]:
+    return (hashes[start : start + size] for start in range(0, len(hashes), size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,16 @@ class _Compiling:
             _ = self.compiled.hash
         except Exception as error:
             raise RuntimeError(f"{call}: {self.kernel.__name__} does not compile for sm_{self.arch}") from error
+
+    @property
+    def binary(self) -> Binary:
+        metadata = self.compiled.metadata
+        return Binary(
+            self.compiled.asm["cubin"],
+            num_warps=metadata.num_warps,
+            dynamic_shared_bytes=metadata.shared,
+            tensor_columns=metadata.tmem_size or 0,
+        )
 
     def launch(self, code: Code) -> Launch:
         signature: dict[str, str] = self.compiled.src.signature

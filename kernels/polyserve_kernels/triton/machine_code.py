@@ -1,6 +1,8 @@
 """What a compiled kernel is made of: registers, spills, shared memory, matrix instructions, copies in loops, occupancy.
 
-Read from a cubin with `cuobjdump`, which comes with Triton, so no GPU is needed.
+Read from cubins with `cuobjdump` and `nvdisasm`, which come with Triton, so no GPU is needed.
+Together   `nvdisasm` takes longer to start than to read a kernel: it is given the instructions of many in a row, so a
+           kernel's addresses begin anywhere
 Loops      natural loops of the control flow graph: a branch back to a block that every path to the branch has passed.
            What is kept of a kernel is its innermost loops that hold matrix instructions
 Occupancy  warps of one multiprocessor that registers, shared and tensor memory leave room for, over all it can hold
@@ -8,8 +10,10 @@ Source     https://docs.nvidia.com/cuda/cuda-binary-utilities/  and the CUDA pro
 """
 
 import re
+import struct
 import subprocess
 import tempfile
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +22,7 @@ from pathlib import Path
 
 import triton
 
-_TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+_TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]+)\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z]\w*(?:\.\w+)*)\s*([^;]*);", re.MULTILINE)
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 _MATRIX = re.compile(r"^(HGMMA|QGMMA|IGMMA|HMMA|QMMA|IMMA|DMMA|UTC[A-Z]?[A-Z]MMA)")
@@ -43,6 +47,7 @@ class Limits:
 
 LIMITS = {
     80: Limits(64, 164 * 1024, 163 * 1024),
+    86: Limits(48, 100 * 1024, 99 * 1024),
     90: Limits(64, 228 * 1024, 227 * 1024),
     100: Limits(64, 228 * 1024, 227 * 1024, tensor_columns=512),
 }
@@ -77,18 +82,38 @@ class Instruction:
     operands: str
 
 
-def read_code(cubin: bytes, *, arch: int, dynamic_shared_bytes: int, tensor_columns: int, num_warps: int) -> Code:
-    """The facts of a cubin that holds one kernel. What it asks for when it is launched is not in it, and is given."""
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """A cubin with one kernel, and what is asked for when it is launched, which is not in the cubin."""
+
+    cubin: bytes
+    num_warps: int
+    dynamic_shared_bytes: int
+    tensor_columns: int
+
+
+def read_codes(binaries: Sequence[Binary], arch: int) -> list[Code]:
+    """The facts of kernels for one architecture."""
+    texts = [_instruction_bytes(binary.cubin) for binary in binaries]
+    instructions = parse_sass(_disassembled(b"".join(texts), arch))
+    codes, end = [], 0
+    for binary, text in zip(binaries, texts, strict=True):
+        begin, end = end, end + len(text)
+        first, behind = (bisect_left(instructions, place, key=_address) for place in (begin, end))
+        codes.append(_read_code(binary, instructions[first:behind], arch))
+    return codes
+
+
+def _read_code(binary: Binary, instructions: Sequence[Instruction], arch: int) -> Code:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+        file.write(binary.cubin)
         file.flush()
-        usage = _USAGE.search(_run("--dump-resource-usage", file.name))
-        instructions = parse_sass(_run("--dump-sass", file.name))
+        usage = _USAGE.search(_run("cuobjdump", "--dump-resource-usage", file.name))
     assert usage is not None, "cuobjdump tells no resource usage"
     registers, stack_bytes, static_bytes = map(int, usage.groups())
     if arch >= 90:  # from there on cuobjdump counts the system's part too
         static_bytes = max(0, static_bytes - _RESERVED_SHARED_BYTES)
-    shared_bytes = dynamic_shared_bytes + static_bytes
+    shared_bytes = binary.dynamic_shared_bytes + static_bytes
     opcodes = Counter(instruction.opcode for instruction in instructions)
     num_spills = sum(count for opcode, count in opcodes.items() if opcode.split(".")[0] in ("LDL", "STL"))
     return Code(
@@ -99,8 +124,30 @@ def read_code(cubin: bytes, *, arch: int, dynamic_shared_bytes: int, tensor_colu
         async_copies=_count(_ASYNC_COPY, instructions),
         loops=tuple(read_loops(instructions)),
         num_instructions=len(instructions),
-        occupancy=occupancy(arch, num_warps, registers, shared_bytes, tensor_columns),
+        occupancy=occupancy(arch, binary.num_warps, registers, shared_bytes, binary.tensor_columns),
     )
+
+
+def _instruction_bytes(cubin: bytes) -> bytes:
+    """The one section of an ELF file whose name begins with `.text.`"""
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
+    entry_size, num_entries, names = struct.unpack_from("<HHH", cubin, 0x3A)
+    # of each section: name, type, flags, address, place in the file, size
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + i * entry_size) for i in range(num_entries)]
+    names_start = sections[names][4]
+    (text,) = (
+        cubin[place : place + size]
+        for name, _, _, _, place, size in sections
+        if cubin.startswith(b".text.", names_start + name)
+    )
+    return text
+
+
+def _disassembled(instructions: bytes, arch: int) -> str:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(instructions)
+        file.flush()
+        return _run("nvdisasm", "--binary", f"SM{arch}{'a' if arch >= 90 else ''}", file.name)
 
 
 def occupancy(arch: int, num_warps: int, registers: int, shared_bytes: int, tensor_columns: int) -> float:
@@ -123,8 +170,12 @@ def parse_sass(text: str) -> list[Instruction]:
     ]
 
 
-def _run(option: str, file: str) -> str:
-    return subprocess.run([_TOOL, option, file], check=True, capture_output=True, text=True).stdout
+def _run(tool: str, *arguments: str) -> str:
+    return subprocess.run([_TOOLS / tool, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def _address(instruction: Instruction) -> int:
+    return instruction.address
 
 
 def _count(pattern: re.Pattern[str], instructions: Iterable[Instruction]) -> int:
@@ -153,10 +204,10 @@ class _Graph:
 
     def __init__(self, instructions: Sequence[Instruction]) -> None:
         meeting_points = _meeting_points(instructions)
-        starts = {0}
+        starts = {instructions[0].address} if instructions else set()
         for i, instruction in enumerate(instructions):
             if _name(instruction) in _ENDS_BLOCK:
-                starts.add(instructions[i + 1].address if i + 1 < len(instructions) else 0)
+                starts.update(following.address for following in instructions[i + 1 : i + 2])
                 starts.update(_targets(instruction, meeting_points))
         self.blocks: list[list[Instruction]] = []
         for instruction in instructions:

@@ -5,23 +5,29 @@ After   `vocab_fold.py` sums the parts, `vocab_best.py` finds the best K, `vocab
 Spec    reference/sampling.py
 Traffic the weight once. Besides, for each row, the weight's rows of: open groups (`vocab_best.py`), SUM_IDS ids to draw
         from, and where edits change logits the best K, whose raw logits are computed again
-Memory  of a row: 8 bytes a part, 16 bytes a group, both also of edited logits, and 8 for each id of K / 2 open groups
+Memory  of a row: 8 bytes a part, 16 bytes a group, both also of edited logits, and 8 for each id of K / 2 open groups.
+        More than MAX_ROWS rows take several passes, so that it does not grow with rows times vocabulary
 Bits    a logit is the same number in every kernel here, and as `matmul` gives it
 Shapes  S rows   C channels   V vocabulary   K candidates   hidden [S, C]   weight [V, C]
 """
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from polyserve_kernels.triton.head import head_of, raw_of_ids, raw_tile, tile_options
+from polyserve_kernels.cross_entropy import chunks
+from polyserve_kernels.triton.head import Head, head_of, raw_of_ids, raw_tile, tile_options
 from polyserve_kernels.triton.launch import launch
-from polyserve_kernels.triton.logit_edits import edit_tile, prepare
+from polyserve_kernels.triton.logit_edits import Edits, edit_tile, prepare
 from polyserve_kernels.triton.vocab_best import best_keys, unpack
 from polyserve_kernels.triton.vocab_draw import DRAW_IDS, draw
 from polyserve_kernels.triton.vocab_fold import fold
-from polyserve_kernels.triton.vocab_scan import scan
+from polyserve_kernels.triton.vocab_scan import MAX_ROWS, scan
 from polyserve_kernels.types import HeadTopK, LogitEdits
 
 
@@ -57,8 +63,41 @@ def head_topk(
     num_top: int,
     soft_cap: float | None,
 ) -> HeadTopK:
-    head = head_of(hidden, weight, soft_cap)
-    changes = prepare(edits, temperature, head.num_rows, head.vocab_size)
+    if len(hidden) <= MAX_ROWS:
+        changes = prepare(edits, temperature, len(hidden), len(weight))
+        return _best(head_of(hidden, weight, soft_cap), changes, k, uniforms, num_top)
+    passes = [
+        head_topk(
+            hidden[rows],
+            weight,
+            k=k,
+            temperature=None if temperature is None else temperature[rows],
+            edits=None if edits is None else _edits_of(edits, rows),
+            uniforms=None if uniforms is None else uniforms[rows],
+            num_top=num_top,
+            soft_cap=soft_cap,
+        )
+        for rows in chunks(len(hidden), MAX_ROWS)
+    ]
+    return _joined(passes)
+
+
+def _edits_of(edits: LogitEdits, rows: slice) -> LogitEdits:
+    """Those of some rows, counted from the first one. Entries of other rows then name none, and change nothing."""
+    allowed = None if edits.allowed is None else edits.allowed[rows]
+    return replace(edits, rows=edits.rows - rows.start, allowed=allowed)
+
+
+def _joined(passes: Sequence[HeadTopK]) -> HeadTopK:
+    """The rows of all passes."""
+    joined: dict[str, Any] = {}
+    for field in fields(HeadTopK):
+        parts = [getattr(part, field.name) for part in passes]
+        joined[field.name] = None if parts[0] is None else torch.cat(parts)
+    return HeadTopK(**joined)
+
+
+def _best(head: Head, changes: Edits | None, k: int, uniforms: Tensor | None, num_top: int) -> HeadTopK:
     num_raw = num_top if changes is not None else max(k, num_top)
     raw_kept, kept, _ = scan(head, changes, raw_k=num_raw, edited_k=k)
     raw_lse = fold(raw_kept.parts)

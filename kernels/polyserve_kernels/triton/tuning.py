@@ -1,4 +1,6 @@
-"""Block sizes, warps and stages: one table for each operation, by architecture (80: A100, 90: H100, 100: B200).
+"""Block sizes, warps and stages: one table for each operation, by architecture.
+
+80: A100   86: GPUs with 100 KB of shared memory, RTX 30 to 50, L4, L40   90: H100, H200   100: B200
 
 Tables are read, never searched at run time: what a table holds is part of the bits of a result (`KERNEL_VERSION`).
 """
@@ -15,7 +17,11 @@ Row = TypeVar("Row")
 
 
 def tuned(table: Mapping[int, Row], arch: int) -> Row:
-    """The table's row for an architecture, or for the nearest one before it."""
+    """The table's row for an architecture, or for the nearest one before it.
+
+    sm_120 has the shared memory and the matrix instructions of sm_86, not of sm_100.
+    """
+    arch = 86 if arch >= 120 else arch
     return table[max((known for known in table if known <= arch), default=min(table))]
 
 
@@ -31,8 +37,8 @@ class RowTuning:
 
 
 ROWS = {
-    arch: RowTuning(2048, 16384, 1024, 16384, backward_elements=4096 * multiprocessors)
-    for arch, multiprocessors in ((80, 108), (90, 132), (100, 148))
+    arch: RowTuning(2048, 16384, 1024, max_bytes, backward_elements=4096 * multiprocessors)
+    for arch, max_bytes, multiprocessors in ((80, 16384, 108), (86, 8192, 108), (90, 16384, 132), (100, 16384, 148))
 }
 
 
@@ -280,6 +286,10 @@ ATTENTION = {  # architecture, then the largest head size that a row is for
         128: AttentionTuning(64, AttentionRows(128, 8, 32, 16), AttentionRows(64, 4, 32, 16), 4, 864),
         256: AttentionTuning(64, AttentionRows(128, 8, 128, 32), AttentionRows(64, 4, 128, 32), 2, 864),
     },
+    86: {  # at head size 128 a thread of paged attention spills 8 or 16 bytes, on sm_120 with all options up to 80
+        128: AttentionTuning(64, AttentionRows(128, 8, 16, 16), AttentionRows(64, 4, 16, 16), 3, 864),
+        256: AttentionTuning(32, AttentionRows(128, 8, 16, 16), AttentionRows(64, 4, 16, 16), 2, 864),
+    },
     90: {
         128: AttentionTuning(64, AttentionRows(128, 8, 64, 64), AttentionRows(64, 4, 64, 32), 3, 1056),
         256: AttentionTuning(64, AttentionRows(128, 8, 64, 64), AttentionRows(64, 4, 64, 32), 2, 1056),
@@ -340,6 +350,9 @@ ATTENTION_BACKWARD = {  # by the largest head size that its rows are for
         80: AttentionBackwardTuning(
             BackwardTiles(64, 32, 128, 8, 2), BackwardTiles(32, 64, 128, 8, 2), BackwardTiles(64, 64, 128, 8, 2)
         ),
+        86: AttentionBackwardTuning(
+            BackwardTiles(64, 16, 128, 8, 2), BackwardTiles(16, 64, 128, 8, 2), BackwardTiles(32, 64, 128, 8, 2)
+        ),
         90: AttentionBackwardTuning(
             BackwardTiles(128, 32, 64, 8, 2), BackwardTiles(32, 128, 64, 8, 2), BackwardTiles(32, 128, 64, 8, 2)
         ),
@@ -349,11 +362,18 @@ ATTENTION_BACKWARD = {  # by the largest head size that its rows are for
     },
 }
 _FLOAT32_TILES = BackwardTiles(32, 32, 32, 8, 3)
+_SMALL_FLOAT32_TILES = BackwardTiles(32, 32, 32, 8, 2)
 _WIDE_FLOAT32_TILES = BackwardTiles(16, 32, 32, 8, 2)
 ATTENTION_BACKWARD_FLOAT32 = {
-    128: {80: AttentionBackwardTuning(_FLOAT32_TILES, _FLOAT32_TILES, _FLOAT32_TILES)},
+    128: {
+        80: AttentionBackwardTuning(_FLOAT32_TILES, _FLOAT32_TILES, _FLOAT32_TILES),
+        86: AttentionBackwardTuning(_SMALL_FLOAT32_TILES, _SMALL_FLOAT32_TILES, _SMALL_FLOAT32_TILES),
+        90: AttentionBackwardTuning(_FLOAT32_TILES, _FLOAT32_TILES, _FLOAT32_TILES),
+    },
     256: {
         80: AttentionBackwardTuning(BackwardTiles(32, 16, 32, 8, 3), _WIDE_FLOAT32_TILES, _WIDE_FLOAT32_TILES),
+        86: AttentionBackwardTuning(BackwardTiles(16, 16, 32, 8, 2), _WIDE_FLOAT32_TILES, _WIDE_FLOAT32_TILES),
+        90: AttentionBackwardTuning(BackwardTiles(32, 16, 32, 8, 3), _WIDE_FLOAT32_TILES, _WIDE_FLOAT32_TILES),
     },
 }
 

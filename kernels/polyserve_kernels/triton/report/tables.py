@@ -10,15 +10,18 @@ moved        bytes of all tensors that the launches take, over the least that th
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import triton
 
 from polyserve_kernels.triton.ahead_of_time import ARCHITECTURES, Launch
+from polyserve_kernels.triton.machine_code import Code, Loop
 from polyserve_kernels.triton.report.rows import GPUS, Row, distinct
 from polyserve_kernels.triton.report.rules import kind
 
 _RESOURCES = ("registers", "spills", "shared, KiB", "occupancy, %", "matrix instructions", "copies")
+_LAUNCH_FIELDS = ["kernel", "count", "num_warps", "num_stages", *(field.name for field in fields(Code))]
+_LOOP_FIELDS = [field.name for field in fields(Loop)]
 _INTRODUCTION = f"""# The kernels as Triton {triton.__version__} compiles them
 
 Written by `make kernels-report`; [README.md](README.md) says what it is for. One row for each shipped call and
@@ -61,6 +64,7 @@ def report(rows: Sequence[Row]) -> str:
 
 
 def as_json(rows: Sequence[Row]) -> str:
+    """A line for each row. Launches and their loops are lists, whose fields are named once."""
     entries = [
         {
             "operation": row.call.name,
@@ -70,12 +74,19 @@ def as_json(rows: Sequence[Row]) -> str:
             "least_bytes": row.least_bytes,
             "moved_bytes": row.moved_bytes,
             "roofline_us": {name: round(row.roofline_us(gpu), 2) for name, gpu in GPUS.items() if gpu.arch == row.arch},
-            "launches": [{"count": count, **asdict(launch)} for count, launch in distinct(row.launches)],
+            "launches": [_facts(count, launch) for count, launch in distinct(row.launches)],
         }
         for row in rows
     ]
     lines = ",\n".join(json.dumps(entry) for entry in entries)  # a line each: readable, and small in a diff
-    return f'{{"triton": "{triton.__version__}", "rows": [\n{lines}\n]}}\n'
+    head = {"triton": triton.__version__, "launch_fields": _LAUNCH_FIELDS, "loop_fields": _LOOP_FIELDS}
+    return f'{json.dumps(head)[:-1]}, "rows": [\n{lines}\n]}}\n'
+
+
+def _facts(count: int, launch: Launch) -> list[object]:
+    """Of `count` launches of the same code, in the order of _LAUNCH_FIELDS."""
+    code = {**asdict(launch.code), "loops": [list(asdict(loop).values()) for loop in launch.code.loops]}
+    return [launch.kernel, count, launch.num_warps, launch.num_stages, *code.values()]
 
 
 def between_markers(text: str, new: str) -> str:

@@ -106,6 +106,8 @@ SCORED = (
     Scored(GEMMA3, window=512),
 )
 
+WITH_LITTLE_MEMORY = (Scored(LLAMA_8B),)  # on sm_86 too, whose shared memory it fills
+
 
 def calls() -> Iterator[Shipped]:
     yield from _attention()
@@ -125,7 +127,7 @@ def _attention() -> Iterator[Shipped]:
                 gradients_of=(0, 1, 2) if backward else (),
                 many_rows=True,
                 products=None if backward else scored.products,
-                architectures=architectures_with(scored.dtype),
+                architectures=(*architectures_with(scored.dtype), *([86] if scored in WITH_LITTLE_MEMORY else [])),
             )
 
 
