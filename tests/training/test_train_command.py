@@ -12,7 +12,7 @@ import pytest
 from polyserve.cli.main import main
 from polyserve_training.config import TokenizeOptions, TokenizerOptions
 from polyserve_training.data.tokenize import tokenize
-from polyserve_training.run_log import read_log
+from polyserve_training.run_log import RunLog, read_log
 from polyserve_training.tokenizer import train_tokenizer
 from polyserve_training.trainer import Trainer
 from polyserve_training.trainer import token_losses as losses
@@ -161,3 +161,26 @@ def test_data_of_another_tokenizer_is_named(recipe, texts_folder, data_folder, t
     capsys.readouterr()
     line = refused(capsys, recipe, f"tokenizer={tmp_path / 'other'}")
     assert line == f"polyserve: {data_folder}: was encoded with another tokenizer than the recipe's"
+
+
+def test_a_disk_that_is_full_while_logging_is_one_line_and_the_same_command_goes_on(recipe, capsys, monkeypatch):
+    whole = trained(capsys, recipe, f"run={recipe.parent / 'whole'}")
+    write = RunLog.write
+
+    def until_full(self, values):
+        if values["step"] == 6:
+            raise OSError(28, "No space left on device")
+        write(self, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLog, "write", until_full)
+        assert main(["train", str(recipe)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"polyserve: {recipe.parent / 'run'}: No space left on device"
+    assert trained(capsys, recipe) == whole
+
+
+def test_a_tokenizer_that_cannot_be_written_is_one_line(texts_folder, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["tokenizer", "train", str(texts_folder), "-o", str(tmp_path / "file/out"), "--vocab-size", "400"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == f"polyserve: {tmp_path / 'file/out'}: cannot be written: Not a directory"

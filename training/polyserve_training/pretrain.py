@@ -64,6 +64,8 @@ def train(recipe: Recipe) -> str | None:
     processes = join()
     try:
         return _train(prepare(recipe, processes), processes)
+    except OSError as error:  # a full disk, or data that has gone
+        raise TrainingError(f"{error.filename or recipe.run}: {error.strerror or error}") from error
     finally:
         processes.leave()
 

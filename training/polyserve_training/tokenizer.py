@@ -56,13 +56,16 @@ def train_tokenizer(paths: Sequence[Path], out: Path, options: TokenizerOptions)
     rates = _rates(sizes, options)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _train(_sample(files, rates, options), partial / "tokenizer", options)
-    write_settings(partial, last_id=options.vocab_size - 1)
-    report = measure(load_tokenizer(partial), read_documents(files, language=options.language))
-    values = {language: asdict(fertility) for language, fertility in report.items()}
-    (partial / "report.json").write_text(json.dumps({"rates": rates, "languages": values}, indent=1))
-    partial.rename(out)
+    try:
+        partial.mkdir(parents=True)
+        _train(_sample(files, rates, options), partial / "tokenizer", options)
+        write_settings(partial, last_id=options.vocab_size - 1)
+        report = measure(load_tokenizer(partial), read_documents(files, language=options.language))
+        values = {language: asdict(fertility) for language, fertility in report.items()}
+        (partial / "report.json").write_text(json.dumps({"rates": rates, "languages": values}, indent=1))
+        partial.rename(out)
+    except OSError as error:
+        raise TrainingError(f"{out}: cannot be written: {error.strerror}") from error
     return report
 
 
