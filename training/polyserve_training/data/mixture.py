@@ -120,7 +120,7 @@ def _permutation(size: int, key: str) -> Permutation:
     return Permutation(size, key)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4)  # a block may be long, and steps go through blocks in order
 def _shuffled(counts: tuple[tuple[str, int], ...], key: str) -> list[tuple[str, int]]:
     streams = [stream for stream, count in counts for _ in range(count)]
     order, seen = Permutation(len(streams), key), Counter[str]()
