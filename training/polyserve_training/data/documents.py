@@ -48,10 +48,10 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
             raise TrainingError(f"{path}: holds no file that ends in {', '.join(SUFFIXES)}")
         found += inside
     for path in found:
-        if not path.name.endswith(SUFFIXES):
-            raise TrainingError(f"{path}: must be a file that ends in {', '.join(SUFFIXES)}, or a folder of such files")
         if not path.is_file():
             raise TrainingError(f"{path}: there is no such file")
+        if not path.name.endswith(SUFFIXES):
+            raise TrainingError(f"{path}: must be a file that ends in {', '.join(SUFFIXES)}, or a folder of such files")
     return found
 
 
