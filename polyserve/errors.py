@@ -52,6 +52,10 @@ class ModelLoadError(PolyServeError):
     """A checkpoint is damaged, truncated, foreign or missing. The command line prints this line and exits with 2."""
 
 
+class TrainingError(PolyServeError):
+    """A recipe, a data set or a run of training cannot be used. The command line prints this line and exits with 2."""
+
+
 @dataclass(frozen=True, slots=True)
 class Status:
     """How one kind of error looks from outside."""
@@ -70,6 +74,7 @@ _STATUS: dict[type[PolyServeError], Status] = {
     EngineDead: Status(503, "UNAVAILABLE", "service_unavailable_error"),
     InternalError: Status(500, "INTERNAL", "internal_error"),
     ModelLoadError: Status(500, "INTERNAL", "internal_error"),
+    TrainingError: Status(500, "INTERNAL", "internal_error"),
 }
 
 

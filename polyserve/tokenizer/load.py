@@ -7,6 +7,7 @@ from polyserve.errors import ModelLoadError
 from polyserve.gguf import read_gguf
 from polyserve.tokenizer.base import Tokenizer
 from polyserve.tokenizer.chat_templates import BUILT_IN_TEMPLATES
+from polyserve.tokenizer.fingerprint import check_stamp
 from polyserve.tokenizer.gguf import load_gguf_tokenizer
 from polyserve.tokenizer.huggingface import load_tokenizer_json
 from polyserve.tokenizer.sentencepiece import load_sentencepiece
@@ -22,6 +23,7 @@ def load_tokenizer(path: Path, *, chat_template: str | None = None) -> Tokenizer
         return load_gguf_tokenizer(read_gguf(path), chat_template=template)
     if not path.is_dir():
         raise ModelLoadError(f"{path}: there is no such folder or file")
+    check_stamp(path)
     settings = read_settings(path)
     if template is not None:
         settings = replace(settings, chat_template=template)

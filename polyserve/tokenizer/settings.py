@@ -41,9 +41,9 @@ class TokenizerSettings:
 
 def read_settings(folder: Path) -> TokenizerSettings:
     """Gather what the files of a checkpoint folder say."""
-    tokenizer = _read_object(folder / "tokenizer_config.json")
-    generation, model = _read_object(folder / "generation_config.json"), _read_object(folder / "config.json")
-    tokens = _read_object(folder / "special_tokens_map.json")
+    tokenizer = read_object(folder / "tokenizer_config.json")
+    generation, model = read_object(folder / "generation_config.json"), read_object(folder / "config.json")
+    tokens = read_object(folder / "special_tokens_map.json")
     tokens.update((key, value) for key, value in tokenizer.items() if value is not None)
     named = {name: content for name in _NAMED if (content := _content(tokens.get(name)))}
     listed = tuple(content for name in _LISTED for content in _contents(tokens.get(name)))
@@ -97,7 +97,7 @@ def _first(*candidates: int | None) -> int | None:
 def _read_added(folder: Path, tokenizer: Mapping[str, object], *, special: set[str]) -> tuple[AddedToken, ...]:
     """Added tokens of both layouts, by id."""
     added: dict[int, AddedToken] = {}
-    for content, token_id in _read_object(folder / "added_tokens.json").items():
+    for content, token_id in read_object(folder / "added_tokens.json").items():
         if not isinstance(token_id, int) or not 0 <= token_id < _MAX_VOCAB_SIZE:
             raise ModelLoadError(f"{folder / 'added_tokens.json'}: {content!r} must have an id, got {token_id!r}")
         added[token_id] = AddedToken(content, token_id, special=content in special)
@@ -155,7 +155,7 @@ def read_text(path: Path) -> str:
         raise ModelLoadError(f"{path}: damaged: not UTF-8") from error
 
 
-def _read_object(path: Path) -> dict[str, object]:
+def read_object(path: Path) -> dict[str, object]:
     """A JSON object, or an empty one if there is no such file."""
     if not path.is_file():
         return {}

@@ -9,7 +9,7 @@ import pytest
 
 from polyserve import __version__
 from polyserve.cli import main as cli
-from polyserve.errors import EngineDead, InvalidRequest, ModelLoadError
+from polyserve.errors import EngineDead, InvalidRequest, ModelLoadError, TrainingError
 
 HEAVY = (
     "torch",
@@ -22,8 +22,28 @@ HEAVY = (
     "httpx",
     "msgspec",
     "pydantic",
+    "sentencepiece",
+    "yaml",
+    "matplotlib",
 )
-COMMANDS = ([], ["serve"], ["chat"], ["generate"], ["bench"], ["bench", "throughput"], ["bench", "compare"])
+COMMANDS = (
+    [],
+    ["serve"],
+    ["chat"],
+    ["generate"],
+    ["bench"],
+    ["bench", "throughput"],
+    ["bench", "compare"],
+    ["tokenizer"],
+    ["tokenizer", "train"],
+    ["data"],
+    ["data", "prepare"],
+    ["data", "tokenize"],
+    ["train"],
+    ["train", "run"],
+    ["train", "report"],
+    ["convert"],
+)
 
 
 def failing_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +77,7 @@ def test_the_version_is_the_packages(capsys):
 def test_no_command_shows_the_help(capsys):
     assert cli.main([]) == 2
     shown = capsys.readouterr().err
-    for name in ("serve", "chat", "generate", "bench"):
+    for name in ("serve", "chat", "generate", "bench", "tokenizer", "data", "train", "convert"):
         assert f"\n  {name} " in shown
 
 
@@ -92,6 +112,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments, line, capsys):
     [
         (ModelLoadError("x.gguf is\ntruncated"), 2, "polyserve: x.gguf is truncated\n"),
         (InvalidRequest("line 3: empty"), 2, "polyserve: line 3: empty\n"),
+        (TrainingError("data/index.json: is missing"), 2, "polyserve: data/index.json: is missing\n"),
         (EngineDead("the engine ended"), 1, "polyserve: the engine ended\n"),
         (click.ClickException("no answer"), 1, "polyserve: no answer\n"),
         (KeyboardInterrupt(), 130, ""),
