@@ -58,10 +58,11 @@ struct Groups {
   const float* minimums;  // likewise, null: 0
 };
 
-// out[m][t * kTile ...] += the groups of x[m] times tile t, for MR rows and NT tiles.
+// out[m][t * kTile ...] += the groups of x[m] times tile t, for MR rows and NT tiles. ahead: how many elements behind
+// those of w begin to come in meanwhile, 0: none.
 template <class P, int MR, int NT, bool SCALES, bool MINIMUMS>
 inline void multiply(const P* const* x, const P* const* w, const Groups* groups, const float* sums, long sums_stride,
-                     long num_groups, long group, float* const* out) {
+                     long num_groups, long group, float* const* out, long ahead) {
   using L = Lane<P>;
   constexpr int NV = NT * kTile / W, per_tile = kTile / W;
   vf total[MR][NV];
@@ -76,6 +77,9 @@ inline void multiply(const P* const* x, const P* const* w, const Groups* groups,
     for (long k = g * group; k < (g + 1) * group; k += L::channels) {
       decltype(L::load(w[0])) ws[NV];
       for (int v = 0; v < NV; ++v) ws[v] = L::load(w[v / per_tile] + k * kTile + v % per_tile * W * L::channels);
+      if (!SCALES && ahead != 0) {
+        for (int t = 0; t < NT; ++t) _mm_prefetch(w[t] + k * kTile + ahead, _MM_HINT_T0);
+      }
       for (int m = 0; m < MR; ++m) {
         const auto xs = L::spread(x[m] + k);
         for (int v = 0; v < NV; ++v) acc[m][v] = L::dot(acc[m][v], xs, ws[v]);
@@ -308,10 +312,14 @@ class Product {
       places[i] = out + (m + i) * stride;
     }
     const float* sums = sums_of(m, g);
-    if (w_.bits == 0) return multiply<P, MR, NT, false, false>(x, w, groups, sums, M_, num, group, places);
+    if (w_.bits == 0) {
+      // The last rows find this panel in a cache, and see to the next one.
+      const long ahead = m > 0 && m + count == M_ && w_.stride == 0 ? num * group * kTile : 0;
+      return multiply<P, MR, NT, false, false>(x, w, groups, sums, M_, num, group, places, ahead);
+    }
     if constexpr (MR <= kMostScaledRows) {
-      w_.has_min ? multiply<P, MR, NT, true, true>(x, w, groups, sums, M_, num, group, places)
-                 : multiply<P, MR, NT, true, false>(x, w, groups, sums, M_, num, group, places);
+      w_.has_min ? multiply<P, MR, NT, true, true>(x, w, groups, sums, M_, num, group, places, 0)
+                 : multiply<P, MR, NT, true, false>(x, w, groups, sums, M_, num, group, places, 0);
     }
   }
 
