@@ -8,6 +8,7 @@ Source   https://github.com/huggingface/safetensors#format
 
 import json
 import mmap
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ DTYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
-_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0)
+# Python has the name from 3.13 on; the number is that of Linux.
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
 class SafetensorsFile:
