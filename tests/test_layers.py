@@ -55,7 +55,13 @@ OPTIONAL = {
     "triton": "polyserve_kernels.triton",
     "ray": "polyserve.distributed",
 }
-FRONT = ["polyserve.api.server", "polyserve.service.async_llm", "polyserve.output", "polyserve.tokenizer.load"]
+FRONT = [
+    "polyserve.api.start",
+    "polyserve.api.server",
+    "polyserve.service.async_llm",
+    "polyserve.output",
+    "polyserve.tokenizer.load",
+]
 
 
 @dataclass(frozen=True)
