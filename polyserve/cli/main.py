@@ -15,7 +15,7 @@ import click
 from polyserve import __version__
 from polyserve.errors import InvalidRequest, ModelLoadError, PolyServeError
 
-_COMMANDS = ("serve", "chat", "generate", "bench")  # polyserve.cli.<name>.<name>
+_COMMANDS = ("serve", "chat", "generate", "bench", "eval")  # polyserve.cli.<name>.<name>
 
 
 class _LazyGroup(click.Group):
