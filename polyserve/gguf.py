@@ -9,19 +9,20 @@ data     begins at the next multiple of `general.alignment`, or of 32
 The file is not trusted: each count, length, size and offset is checked against it before it is used. Whatever is
 damaged, truncated or foreign is a ModelLoadError of one line. Tensor bytes are views of the map: only what is used is
 ever read.
+The numbers are the format's own; its Python package has them too, and takes a tenth of a second to import.
 Source   https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import mmap
 import struct
 from dataclasses import dataclass
+from enum import IntEnum
 from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from polyserve.errors import ModelLoadError
 
@@ -29,52 +30,67 @@ MAX_DIMENSIONS = 4
 _MIN_ENTRY_BYTES = 8 + 4 + 1  # empty key, value type, one byte
 _MIN_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8  # empty name, one dimension
 
-# The types that `gguf.quants.dequantize` can turn into fp32.
-READABLE_TYPES = frozenset(
-    {
-        GGMLQuantizationType.F32,
-        GGMLQuantizationType.F16,
-        GGMLQuantizationType.BF16,
-        GGMLQuantizationType.Q4_0,
-        GGMLQuantizationType.Q4_1,
-        GGMLQuantizationType.Q5_0,
-        GGMLQuantizationType.Q5_1,
-        GGMLQuantizationType.Q8_0,
-        GGMLQuantizationType.Q2_K,
-        GGMLQuantizationType.Q3_K,
-        GGMLQuantizationType.Q4_K,
-        GGMLQuantizationType.Q5_K,
-        GGMLQuantizationType.Q6_K,
-        GGMLQuantizationType.TQ1_0,
-        GGMLQuantizationType.TQ2_0,
-        GGMLQuantizationType.MXFP4,
-        GGMLQuantizationType.NVFP4,
-        GGMLQuantizationType.IQ1_S,
-        GGMLQuantizationType.IQ1_M,
-        GGMLQuantizationType.IQ2_XXS,
-        GGMLQuantizationType.IQ2_XS,
-        GGMLQuantizationType.IQ2_S,
-        GGMLQuantizationType.IQ3_XXS,
-        GGMLQuantizationType.IQ3_S,
-        GGMLQuantizationType.IQ4_NL,
-        GGMLQuantizationType.IQ4_XS,
-    }
-)
 
-_SCALARS: dict[GGUFValueType, struct.Struct] = {
-    GGUFValueType.UINT8: struct.Struct("<B"),
-    GGUFValueType.INT8: struct.Struct("<b"),
-    GGUFValueType.UINT16: struct.Struct("<H"),
-    GGUFValueType.INT16: struct.Struct("<h"),
-    GGUFValueType.UINT32: struct.Struct("<I"),
-    GGUFValueType.INT32: struct.Struct("<i"),
-    GGUFValueType.FLOAT32: struct.Struct("<f"),
-    GGUFValueType.BOOL: struct.Struct("<?"),
-    GGUFValueType.UINT64: struct.Struct("<Q"),
-    GGUFValueType.INT64: struct.Struct("<q"),
-    GGUFValueType.FLOAT64: struct.Struct("<d"),
+class ValueType(IntEnum):
+    """How a metadata value is stored."""
+
+    UINT8, INT8, UINT16, INT16, UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY, UINT64, INT64, FLOAT64 = range(13)
+
+
+class TensorType(IntEnum):
+    """A type that `gguf.quants.dequantize` can turn into fp32: its number, elements of a block, bytes of a block."""
+
+    block_size: int
+    block_bytes: int
+
+    def __new__(cls, number: int, block_size: int, block_bytes: int) -> "TensorType":
+        kind = int.__new__(cls, number)
+        kind._value_, kind.block_size, kind.block_bytes = number, block_size, block_bytes
+        return kind
+
+    F32 = 0, 1, 4
+    F16 = 1, 1, 2
+    BF16 = 30, 1, 2
+    Q4_0 = 2, 32, 18
+    Q4_1 = 3, 32, 20
+    Q5_0 = 6, 32, 22
+    Q5_1 = 7, 32, 24
+    Q8_0 = 8, 32, 34
+    Q2_K = 10, 256, 84
+    Q3_K = 11, 256, 110
+    Q4_K = 12, 256, 144
+    Q5_K = 13, 256, 176
+    Q6_K = 14, 256, 210
+    TQ1_0 = 34, 256, 54
+    TQ2_0 = 35, 256, 66
+    MXFP4 = 39, 32, 17
+    NVFP4 = 40, 64, 36
+    IQ1_S = 19, 256, 50
+    IQ1_M = 29, 256, 56
+    IQ2_XXS = 16, 256, 66
+    IQ2_XS = 17, 256, 74
+    IQ2_S = 22, 256, 82
+    IQ3_XXS = 18, 256, 98
+    IQ3_S = 21, 256, 110
+    IQ4_NL = 20, 32, 18
+    IQ4_XS = 23, 256, 136
+
+
+_TYPES = {kind.value: kind for kind in TensorType}
+_SCALARS: dict[ValueType, struct.Struct] = {
+    ValueType.UINT8: struct.Struct("<B"),
+    ValueType.INT8: struct.Struct("<b"),
+    ValueType.UINT16: struct.Struct("<H"),
+    ValueType.INT16: struct.Struct("<h"),
+    ValueType.UINT32: struct.Struct("<I"),
+    ValueType.INT32: struct.Struct("<i"),
+    ValueType.FLOAT32: struct.Struct("<f"),
+    ValueType.BOOL: struct.Struct("<?"),
+    ValueType.UINT64: struct.Struct("<Q"),
+    ValueType.INT64: struct.Struct("<q"),
+    ValueType.FLOAT64: struct.Struct("<d"),
 }
-_U64 = _SCALARS[GGUFValueType.UINT64]
+_U64 = _SCALARS[ValueType.UINT64]
 _ENDS = "it ends inside"
 
 
@@ -84,7 +100,7 @@ class GGUFTensor:
 
     name: str
     shape: tuple[int, ...]  # numpy order: outermost first
-    type: GGMLQuantizationType
+    type: TensorType
     data: np.ndarray  # uint8 [*shape[:-1], bytes of one innermost row], a read-only view of the file
 
 
@@ -140,16 +156,16 @@ class _Cursor:
         self.position = end
         return taken
 
-    def scalar(self, kind: GGUFValueType, what: str) -> int | float | bool:
+    def scalar(self, kind: ValueType, what: str) -> int | float | bool:
         form = _SCALARS[kind]
         value: int | float | bool = form.unpack(self.take(form.size, what))[0]
         return value
 
     def u32(self, what: str) -> int:
-        return int(self.scalar(GGUFValueType.UINT32, what))
+        return int(self.scalar(ValueType.UINT32, what))
 
     def u64(self, what: str) -> int:
-        return int(self.scalar(GGUFValueType.UINT64, what))
+        return int(self.scalar(ValueType.UINT64, what))
 
     def count(self, least_bytes: int, what: str) -> int:
         """A number of things that take at least `least_bytes` each, all of which the rest of the file can hold."""
@@ -168,19 +184,19 @@ class _Cursor:
     def value(self, key: str) -> object:
         """A metadata value, its type first."""
         kind = self.value_type(key)
-        if kind == GGUFValueType.STRING:
+        if kind == ValueType.STRING:
             return self.string(f"metadata {key!r}")
-        if kind != GGUFValueType.ARRAY:
+        if kind != ValueType.ARRAY:
             return self.scalar(kind, f"metadata {key!r}")
         element = self.value_type(key)
-        if element == GGUFValueType.ARRAY:
+        if element == ValueType.ARRAY:
             self.fail(f"metadata {key!r} is an array of arrays")
-        return self.strings(key) if element == GGUFValueType.STRING else self.numbers(element, key)
+        return self.strings(key) if element == ValueType.STRING else self.numbers(element, key)
 
-    def value_type(self, key: str) -> GGUFValueType:
+    def value_type(self, key: str) -> ValueType:
         number = self.u32(f"metadata {key!r}")
         try:
-            return GGUFValueType(number)
+            return ValueType(number)
         except ValueError:
             self.fail(f"metadata {key!r} has the unknown value type {number}")
 
@@ -203,12 +219,12 @@ class _Cursor:
         self.position = position
         return found
 
-    def numbers(self, kind: GGUFValueType, key: str) -> np.ndarray:
+    def numbers(self, kind: ValueType, key: str) -> np.ndarray:
         """An array of numbers or truth values."""
         form = _SCALARS[kind]
         count = self.count(form.size, f"the length of {key!r}")
         raw = self.take(count * form.size, f"metadata {key!r}")
-        if kind == GGUFValueType.BOOL:
+        if kind == ValueType.BOOL:
             return np.frombuffer(raw, np.uint8).astype(np.bool_)
         numbers: np.ndarray = np.frombuffer(raw, np.dtype(form.format))
         return numbers
@@ -253,8 +269,7 @@ def _read_tensors(cursor: _Cursor, num_tensors: int, alignment: int) -> dict[str
             cursor.fail(f"tensor {name!r} is there twice")
         if offset % alignment:
             cursor.fail(f"tensor {name!r} lies at offset {offset}, which is no multiple of {alignment}")
-        block, block_bytes = GGML_QUANT_SIZES[kind]
-        row_bytes = shape[-1] // block * block_bytes
+        row_bytes = shape[-1] // kind.block_size * kind.block_bytes
         begin = start + offset
         end = begin + prod(shape[:-1]) * row_bytes
         if end > cursor.size:
@@ -268,7 +283,7 @@ def _read_tensors(cursor: _Cursor, num_tensors: int, alignment: int) -> dict[str
     return tensors
 
 
-def _read_tensor_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int]:
+def _read_tensor_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], TensorType, int]:
     """One line of the index: name, shape (outermost first), type, offset in the tensor data."""
     name = cursor.string("a tensor's name")
     what = f"the index entry of tensor {name!r}"
@@ -279,12 +294,9 @@ def _read_tensor_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], GGMLQuant
     if 0 in shape:
         cursor.fail(f"tensor {name!r} has the empty shape {shape}")
     number = cursor.u32(what)
-    kinds = {kind.value: kind for kind in GGMLQuantizationType}
-    if number not in kinds:
-        cursor.fail(f"tensor {name!r} has the unknown type {number}")
-    kind = kinds[number]
-    if kind not in READABLE_TYPES:
-        raise ModelLoadError(f"{cursor.path}: tensor {name!r} has the type {kind.name}, which cannot be read")
-    if shape[-1] % GGML_QUANT_SIZES[kind][0]:
+    kind = _TYPES.get(number)
+    if kind is None:
+        raise ModelLoadError(f"{cursor.path}: tensor {name!r} has the type {number}, which cannot be read")
+    if shape[-1] % kind.block_size:
         cursor.fail(f"a row of tensor {name!r} has {shape[-1]} elements, no whole number of {kind.name} blocks")
     return name, shape, kind, cursor.u64(what)

@@ -61,7 +61,13 @@ OPTIONAL = {
     "datasketch": "polyserve_training.data.prepare",
     "matplotlib": "polyserve_training.report",
 }
-FRONT = ["polyserve.api.server", "polyserve.service.async_llm", "polyserve.output", "polyserve.tokenizer.load"]
+FRONT = [
+    "polyserve.api.start",
+    "polyserve.api.server",
+    "polyserve.service.async_llm",
+    "polyserve.output",
+    "polyserve.tokenizer.load",
+]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@
 namespace ps {
 
 struct Block {
-  int integers[256];      // as they are stored: less `offset` of the weight later
+  uint8_t integers[256];  // as they are stored: less `offset` of the weight later; those of 8 bits have a sign
   uint8_t scales[8];      // the scale, then the minimum if there is one
   int8_t factors[16];     // of the scale, for each group
   uint8_t min_factors[16];
@@ -44,8 +44,8 @@ inline void copy_negated(Block& b, const uint8_t* m) {
 // 32 channels: the first half in the low nibbles, the second in the high ones; 5 bits have one more bit a channel.
 inline void read_32(const uint8_t* nibbles, const uint8_t* fifth, Block& b) {
   for (int i = 0; i < 32; ++i) {
-    b.integers[i] = i < 16 ? nibbles[i] & 15 : nibbles[i - 16] >> 4;
-    if (fifth != nullptr) b.integers[i] |= (fifth[i / 8] >> (i % 8) & 1) << 4;
+    const int low = i < 16 ? nibbles[i] & 15 : nibbles[i - 16] >> 4;
+    b.integers[i] = static_cast<uint8_t>(fifth == nullptr ? low : low | (fifth[i / 8] >> (i % 8) & 1) << 4);
   }
 }
 
@@ -72,7 +72,7 @@ inline void read_q2_k(const uint8_t* p, Block& b) {  // scales [16] | quarters [
 inline void read_q3_k(const uint8_t* p, Block& b) {  // third bits [32] | quarters [64] | scales [12] | d
   for (int i = 0; i < 256; ++i) {
     const int low = p[32 + i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3;
-    b.integers[i] = low | (p[i % 32] >> (i / 32) & 1) << 2;
+    b.integers[i] = static_cast<uint8_t>(low | (p[i % 32] >> (i / 32) & 1) << 2);
   }
   const uint8_t* s = p + 96;  // low 4 bits of 16 factors, then 2 more bits of each
   for (int g = 0; g < 16; ++g) {
@@ -95,7 +95,7 @@ inline void read_q5_k(const uint8_t* p, Block& b) {  // d | dmin | factors [12] 
   read_factors(p + 4, b);
   for (int i = 0; i < 256; ++i) {
     const int low = p[48 + i / 64 * 32 + i % 32] >> (i % 64 / 32 * 4) & 15;
-    b.integers[i] = low | (p[16 + i % 32] >> (i / 32) & 1) << 4;
+    b.integers[i] = static_cast<uint8_t>(low | (p[16 + i % 32] >> (i / 32) & 1) << 4);
   }
 }
 
@@ -103,7 +103,7 @@ inline void read_q6_k(const uint8_t* p, Block& b) {  // nibbles [128] | upper 2 
   for (int i = 0; i < 256; ++i) {
     const int half = i / 128, quarter = i % 128 / 32, l = i % 32;
     const int low = p[half * 64 + quarter % 2 * 32 + l] >> (quarter / 2 * 4) & 15;
-    b.integers[i] = low | (p[128 + half * 32 + l] >> (quarter * 2) & 3) << 4;
+    b.integers[i] = static_cast<uint8_t>(low | (p[128 + half * 32 + l] >> (quarter * 2) & 3) << 4);
   }
   std::memcpy(b.factors, p + 192, 16);
   copy_scale(b, p + 208);
@@ -117,7 +117,7 @@ inline void read_block(int32_t type, const uint8_t* p, Block& b) {
     case kQ5_1: copy_scale(b, p); copy_minimum(b, p + 2); return read_32(p + 8, p + 4, b);
     case kQ8_0:
       copy_scale(b, p);
-      for (int i = 0; i < 32; ++i) b.integers[i] = static_cast<int8_t>(p[2 + i]);
+      std::memcpy(b.integers, p + 2, 32);
       return;
     case kQ2_K: return read_q2_k(p, b);
     case kQ3_K: return read_q3_k(p, b);

@@ -17,6 +17,43 @@ using ps::Block;
 using ps::PackArgs;
 using ps::Weight;
 
+// BITS bits of every second of 8 bytes, side by side: those of channels 0, 2, 4 and 6.
+template <int BITS>
+uint32_t gathered(uint64_t bytes) {
+  constexpr uint64_t field = (1 << BITS) - 1, two = (1 << 2 * BITS) - 1;
+  bytes &= field * 0x0001000100010001;
+  bytes = (bytes | bytes >> (16 - BITS)) & two * 0x0000000100000001;
+  return static_cast<uint32_t>(bytes | bytes >> (32 - 2 * BITS)) & ((1 << 4 * BITS) - 1);
+}
+
+// 8 channels of one row into its lane, whose bits are zeros.
+void put_chunk(long bits, uint8_t* chunk, long lane, const uint8_t* integers) {
+  uint64_t bytes;
+  std::memcpy(&bytes, integers, 8);
+  if (bits == 8) {
+    for (long j = 0; j < 4; ++j) std::memcpy(chunk + 32 * j + 2 * lane, integers + 2 * j, 2);
+    return;
+  }
+  if (bits <= 3) {
+    const uint32_t low = gathered<2>(bytes) | gathered<2>(bytes >> 8) << 8;
+    std::memcpy(chunk + 2 * lane, &low, 2);
+    chunk += 32;
+  } else {
+    const uint32_t low = gathered<4>(bytes) | gathered<4>(bytes >> 8) << 16;
+    std::memcpy(chunk + 4 * lane, &low, 4);
+    chunk += 64;
+  }
+  if (bits == 6) {
+    const uint32_t high = gathered<2>(bytes >> 4) | gathered<2>(bytes >> 12) << 8;
+    std::memcpy(chunk + 2 * lane, &high, 2);
+  } else if (bits % 2 == 1) {
+    for (long j = 0; j < 4; ++j) {
+      const uint64_t pair = bytes >> (16 * j + bits - 1);
+      chunk[4 * j + lane / 4] |= static_cast<uint8_t>(((pair & 1) | (pair >> 7 & 2)) << (lane % 4 * 2));
+    }
+  }
+}
+
 // One block of one row into its lane. scales: the scale, and the minimum if there is one, as they are stored.
 void put(const Weight& w, const Layout& layout, uint8_t* block, long channels, long row, const Block& b) {
   const long lane = row % kTile, scale = bytes_of(w.scale_dtype);
@@ -30,30 +67,7 @@ void put(const Weight& w, const Layout& layout, uint8_t* block, long channels, l
     }
   }
   place += groups * layout.factors;
-  for (long c = 0; c < channels; ++c) {
-    uint8_t* chunk = place + c / kChunk * kTile * w.bits;
-    const int x = b.integers[c];
-    const long j = c % kChunk / 2, l = 2 * lane + c % 2;
-    if (w.bits == 8) {
-      chunk[32 * j + l] = static_cast<uint8_t>(x);
-      continue;
-    }
-    if (w.bits <= 3) {
-      chunk[l] |= static_cast<uint8_t>((x & 3) << (2 * j));
-      chunk += 32;
-    } else {
-      uint16_t word;
-      std::memcpy(&word, chunk + 2 * l, 2);
-      word |= static_cast<uint16_t>((x & 15) << (4 * j));
-      std::memcpy(chunk + 2 * l, &word, 2);
-      chunk += 64;
-    }
-    if (w.bits == 6) {
-      chunk[l] |= static_cast<uint8_t>((x >> 4 & 3) << (2 * j));
-    } else if (w.bits % 2 == 1) {
-      chunk[4 * j + l / 8] |= static_cast<uint8_t>((x >> (w.bits - 1) & 1) << (l % 8));
-    }
-  }
+  for (long c = 0; c < channels; c += kChunk, place += kTile * w.bits) put_chunk(w.bits, place, lane, b.integers + c);
 }
 
 void integers_of(const PackArgs& a, long row, long first, long channels, Block& b) {
@@ -64,9 +78,9 @@ void integers_of(const PackArgs& a, long row, long first, long channels, Block& 
     if (k >= w.channels) {
       b.integers[c] = 0;  // padding
     } else if (w.bits == 4) {
-      b.integers[c] = source[k / 2] >> (k % 2 * 4) & 15;
+      b.integers[c] = static_cast<uint8_t>(source[k / 2] >> (k % 2 * 4) & 15);
     } else {
-      b.integers[c] = static_cast<int8_t>(source[k]);
+      b.integers[c] = source[k];
     }
   }
   const long scale = bytes_of(w.scale_dtype), place = row * a.scale_row + (a.scale_group == 0 ? 0 : first / w.block * a.scale_group);
@@ -94,7 +108,16 @@ void pack_blocks(const PackArgs& a, const Layout& layout, long row, long source_
 template <class From, class To>
 void pack_floats(const PackArgs& a, To* tile, const long* source_rows) {
   const From* source = static_cast<const From*>(a.source);
-  for (long c = 0; c < a.num_channels; ++c) {
+  long c = 0;
+  if constexpr (std::is_same_v<From, bf16> && std::is_same_v<To, bf16>) {  // pairs stay pairs
+    for (; a.channel_stride == 1 && a.first_channel % 2 == 0 && c + 1 < a.num_channels; c += 2) {
+      bf16* place = tile + (a.first_channel + c) * kTile;
+      for (long lane = 0; lane < kTile; ++lane) {
+        if (source_rows[lane] >= 0) std::memcpy(place + 2 * lane, source + source_rows[lane] * a.row_stride + c, 4);
+      }
+    }
+  }
+  for (; c < a.num_channels; ++c) {
     const long k = a.first_channel + c;
     To* place = std::is_same_v<To, bf16> ? tile + k / 2 * 2 * kTile + k % 2 : tile + k * kTile;
     constexpr long step = std::is_same_v<To, bf16> ? 2 : 1;

@@ -1,62 +1,30 @@
-"""The server of one model: the engine in its process, HTTP and gRPC here, from the command line to the exit code.
+"""The servers of one model, HTTP and gRPC over one engine, from the ready line to the end.
 
-    ports taken -> engine loaded -> both answer, ready line -> a signal or the engine's death -> both end -> engine ends
-Ports are taken before the model is loaded, so that one in use is noticed at once; early HTTP clients wait.
-The gRPC server is made after the engine process is started, because gRPC's threads and forking do not go together.
+both answer, ready line -> told to stop, or the engine's death -> both end
 """
 
 import asyncio
 import json
 import math
 import shlex
-import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
 
 import uvicorn
 
 from polyserve.api.frontend import Frontend
 from polyserve.api.grpc.server import GrpcServer
 from polyserve.api.http.app import create_app
-from polyserve.api.ports import BACKLOG, PortUnavailable, authority, listen
-from polyserve.config import EngineConfig, ServerConfig
+from polyserve.api.ports import BACKLOG, authority
+from polyserve.api.stop import EXIT_FAILED, EXIT_STOPPED, unless
 from polyserve.log import get_logger
-from polyserve.service.async_llm import AsyncLLM
 
 log = get_logger(__name__)
 
-EXIT_STOPPED = 0
-EXIT_FAILED = 1
 GRACE_S = 5.0  # how long requests that run may take when the server is told to end
 FAREWELL_S = 2.0  # how long their clients may take to read what became of them
-
-Result = TypeVar("Result")
-
-
-async def run(engine: EngineConfig, server: ServerConfig) -> int:
-    """Serve until SIGINT or SIGTERM (returns 0) or until the engine dies (returns 1). Raises ModelLoadError."""
-    stop = asyncio.Event()
-    try:
-        with (
-            listen(server.host, server.port) as http_socket,
-            listen(server.host, server.grpc_port) as grpc_socket,
-            told_to_stop(stop),
-        ):
-            starting = AsyncLLM.start(engine, chat_template=server.chat_template, max_logprobs=server.max_logprobs)
-            llm = await unless(stop, starting)
-            if llm is None:
-                return EXIT_STOPPED
-            try:
-                frontend = Frontend(llm, model_name=server.served_model_name or engine.model)
-                return await serve(frontend, http_socket, grpc_socket, stop, host=server.host, announce=say)
-            finally:
-                await llm.close()
-    except PortUnavailable as error:
-        sys.stderr.write(f"polyserve: {error}\n")
-        return EXIT_FAILED
 
 
 async def serve(
@@ -114,33 +82,6 @@ def ready_lines(frontend: Frontend, host: str, port: int, grpc_port: int) -> str
         f"PolyServe is ready: {frontend.model_name} at http://{http} (HTTP) and {grpc} (gRPC)\n"
         f"Try: curl -N http://{http}{path} -H 'Content-Type: application/json' -d {data}\n"
     )
-
-
-async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result | None:
-    """The result of the work; None, and the work is cancelled, if `stop` is set first."""
-    working = asyncio.create_task(work)
-    stopping = asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        working.cancel()
-        stopping.cancel()
-        await asyncio.gather(working, stopping, return_exceptions=True)
-
-
-@contextmanager
-def told_to_stop(stop: asyncio.Event) -> Iterator[None]:
-    """Set `stop` at SIGINT or SIGTERM."""
-    loop = asyncio.get_running_loop()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    for number in signals:
-        loop.add_signal_handler(number, stop.set)
-    try:
-        yield
-    finally:
-        for number in signals:
-            loop.remove_signal_handler(number)
 
 
 class _HttpServer(uvicorn.Server):

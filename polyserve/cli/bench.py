@@ -7,6 +7,7 @@ import click
 from polyserve.cli.options import Flags, SectionedCommand, flags_of
 from polyserve.config import EngineConfig
 from polyserve_benchmarks.compare.plan import Comparison
+from polyserve_benchmarks.start import Starts
 from polyserve_benchmarks.workload import Workload
 
 
@@ -46,3 +47,14 @@ def compare(comparison: Flags[Comparison], workload: Flags[Workload]) -> None:
         run(asked, its_workload)
     except EngineFailed as error:
         raise click.ClickException(str(error)) from error
+
+
+@bench.command(cls=SectionedCommand)
+@flags_of(Starts, "starts", argument="model")
+def start(starts: Flags[Starts]) -> None:
+    """Seconds from the start of a server to its first token over HTTP."""
+    asked = starts.build()
+
+    from polyserve_benchmarks.start import run
+
+    run(asked)

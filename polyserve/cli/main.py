@@ -17,7 +17,7 @@ from polyserve import __version__
 from polyserve.errors import InvalidRequest, ModelLoadError, PolyServeError, TrainingError
 
 # polyserve.cli.<name>.<name>
-_COMMANDS = ("serve", "chat", "generate", "train", "data", "tokenizer", "convert", "quantize", "bench")
+_COMMANDS = ("serve", "chat", "generate", "train", "data", "tokenizer", "convert", "quantize", "eval", "bench")
 
 
 class _LazyGroup(click.Group):

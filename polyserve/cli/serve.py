@@ -15,7 +15,7 @@ def serve(engine: Flags[EngineConfig], server: Flags[ServerConfig]) -> int:
 
     import uvloop
 
-    from polyserve.api.server import run
+    from polyserve.api.start import run
     from polyserve.log import set_up_logging
 
     set_up_logging(server_config.log_level)

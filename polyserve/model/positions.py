@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from polyserve.model.config import RopeScaling
 
-_ROWS_AT_A_TIME = 512
+_ROWS_AT_A_TIME = 256
 
 
 class RotaryTable(nn.Module):
@@ -30,15 +30,22 @@ class RotaryTable(nn.Module):
         magnitude = scaling.attention_factor if scaling is not None else 1.0
         self.register_buffer("cos", torch.empty(max_len, size // 2), persistent=False)
         self.register_buffer("sin", torch.empty(max_len, size // 2), persistent=False)
-        for start in range(0, max_len, _ROWS_AT_A_TIME):
-            positions = torch.arange(start, min(start + _ROWS_AT_A_TIME, max_len), dtype=torch.float64)
-            angles = positions[:, None] * frequencies  # [rows, R / 2] float64
-            self.cos[start : start + len(angles)] = angles.cos() * magnitude
-            self.sin[start : start + len(angles)] = angles.sin() * magnitude
+        near = _turns(torch.arange(min(_ROWS_AT_A_TIME, max_len)), frequencies) * magnitude
+        far = _turns(torch.arange(0, max_len, _ROWS_AT_A_TIME), frequencies)
+        for start, turn in zip(range(0, max_len, _ROWS_AT_A_TIME), far, strict=True):
+            turns = near[: max_len - start] * turn  # e^i(a + b) = e^ia e^ib: few sines, which are slow in float64
+            self.cos[start : start + len(turns)] = turns.real
+            self.sin[start : start + len(turns)] = turns.imag
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of cos and sin for positions [T] int64."""
         return self.cos[positions], self.sin[positions]
+
+
+def _turns(positions: Tensor, frequencies: Tensor) -> Tensor:
+    """e^i(p f_i), [len(positions), R / 2] complex128."""
+    angles = positions[:, None].double() * frequencies
+    return torch.polar(torch.ones_like(angles), angles)
 
 
 def inverse_frequencies(base: float, scaling: RopeScaling | None, *, size: int, max_len: int) -> Tensor:

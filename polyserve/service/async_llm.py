@@ -14,16 +14,16 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from polyserve.config import EngineConfig
 from polyserve.errors import EngineDead, InternalError, InvalidRequest, PolyServeError
 from polyserve.log import get_logger
-from polyserve.model.weights.resolve import resolve
 from polyserve.output import LogprobEntry, SequenceText, prompt_logprob_entries
 from polyserve.request import FinishReason, SequenceOutput, admit, check_request
 from polyserve.sampling_params import SamplingParams
-from polyserve.service.engine_process import COMMAND, EngineProcess
+from polyserve.service.engine_process import COMMAND, EngineProcess, start_engine
 from polyserve.service.messages import Abort, Add, EngineStats, Outputs, Ready
 from polyserve.tokenizer.base import Tokenizer
 from polyserve.tokenizer.load import load_tokenizer
@@ -81,12 +81,17 @@ class AsyncLLM:
 
         chat_template: path of a jinja file or a built-in template's name.  command: what is run as the engine process.
         """
-        engine = await EngineProcess.start(command)
+        engine, path = await start_engine(config, command)
+        return await cls.join(engine, path, chat_template=chat_template, max_logprobs=max_logprobs)
+
+    @classmethod
+    async def join(
+        cls, engine: EngineProcess, path: Path, *, chat_template: str | None = None, max_logprobs: int = 20
+    ) -> "AsyncLLM":
+        """The same for what `start_engine` gave. The process is ended if this fails."""
         try:
-            path = await asyncio.to_thread(resolve, config.model)
             tokenizer, ready = await asyncio.gather(
-                asyncio.to_thread(load_tokenizer, path, chat_template=chat_template),
-                engine.load(replace(config, model=str(path))),
+                asyncio.to_thread(load_tokenizer, path, chat_template=chat_template), engine.ready()
             )
         except BaseException:
             await engine.close()

@@ -74,12 +74,14 @@ def main(make_engine: Callable[[EngineConfig], "Engine"] = load_engine) -> int:
             socket.setsockopt(option, 0)  # never drop a message; what is under way is bounded by what was asked for
         socket.bind(f"ipc://{start.socket}")
         began = time.monotonic()
+        gc.disable()  # whatever is made while loading is here to stay: spare the collector from walking it
         try:
             engine = make_engine(start.config)
         except ModelLoadError as error:
             _report_failure(socket, error.message)
             return EXIT_NOT_LOADED
-        gc.freeze()  # what loading left is here to stay: spare the collector from walking it in every pass
+        gc.freeze()
+        gc.enable()
         log.info("engine ready after %.1f s", time.monotonic() - began)
         CoreLoop(engine, socket).run()
     return 0

@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,7 @@ import zmq
 from polyserve.config import EngineConfig
 from polyserve.errors import EngineDead, ModelLoadError
 from polyserve.log import get_logger
+from polyserve.model.weights.resolve import resolve
 from polyserve.service.messages import EngineMessage, Failed, FrontMessage, Hello, Outputs, Ready, Start
 
 log = get_logger(__name__)
@@ -77,13 +79,16 @@ class EngineProcess:
     def _socket_path(self) -> Path:
         return self._folder / "engine.sock"
 
-    async def load(self, config: EngineConfig) -> Ready:
-        """Tell the engine what to load and wait until it has. Raises what it says went wrong, or EngineDead."""
+    def load(self, config: EngineConfig) -> None:
+        """Tell it what to load; it begins at once."""
         assert self._process.stdin is not None
         level = logging.getLevelName(log.getEffectiveLevel())
         start = Start(config, str(self._socket_path), level.lower())
         self._process.stdin.write(msgspec.json.encode(start) + b"\n")
         self.send(Hello())
+
+    async def ready(self) -> Ready:
+        """Wait until it has loaded. Raises what it says went wrong, or EngineDead."""
         death = asyncio.create_task(self.died())
         try:
             await asyncio.wait((self._greeting, death), return_when=asyncio.FIRST_COMPLETED)
@@ -143,6 +148,18 @@ class EngineProcess:
                 self._socket.close()
                 self._context.term()
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+async def start_engine(config: EngineConfig, command: Sequence[str] = COMMAND) -> tuple[EngineProcess, Path]:
+    """An engine process that has begun to load a model, and where the model is. Raises ModelLoadError."""
+    engine = await EngineProcess.start(command)
+    try:
+        path = await asyncio.to_thread(resolve, config.model)
+        engine.load(replace(config, model=str(path)))
+    except BaseException:
+        await engine.close()
+        raise
+    return engine, path
 
 
 def _ignore(_: Outputs) -> None:

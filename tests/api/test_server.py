@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from polyserve.api.server import run
+from polyserve.api.start import run
 from polyserve.config import EngineConfig, ServerConfig
 from polyserve_proto.v1 import polyserve_pb2 as pb
 from polyserve_proto.v1.polyserve_pb2_grpc import PolyServeStub

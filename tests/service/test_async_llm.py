@@ -33,7 +33,8 @@ def run(test: Coroutine[object, object, None]) -> None:
 @asynccontextmanager
 async def fake_llm() -> AsyncIterator[AsyncLLM]:
     engine = await EngineProcess.start(COMMAND)
-    ready = await engine.load(EngineConfig(model="fake"))
+    engine.load(EngineConfig(model="fake"))
+    ready = await engine.ready()
     llm = AsyncLLM(engine, byte_tokenizer(chat_template=TEMPLATE), ready, max_logprobs=5)
     try:
         yield llm
@@ -265,7 +266,8 @@ def test_closing_ends_the_process_its_requests_and_its_folder(tmp_path: Path, mo
 def test_signals_for_the_front_do_not_reach_the_engine() -> None:
     async def test() -> None:
         engine = await EngineProcess.start(COMMAND)
-        await engine.load(EngineConfig(model="fake"))
+        engine.load(EngineConfig(model="fake"))
+        await engine.ready()
         os.kill(engine.pid, signal.SIGINT)
         os.kill(engine.pid, signal.SIGTERM)
         with pytest.raises(TimeoutError):
@@ -283,7 +285,8 @@ from polyserve.service.engine_process import EngineProcess
 from support.fake_engine import COMMAND
 async def main():
     engine = await EngineProcess.start(COMMAND)
-    await engine.load(EngineConfig(model="fake"))
+    engine.load(EngineConfig(model="fake"))
+    await engine.ready()
     print(engine.pid, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 asyncio.run(main())
@@ -321,8 +324,9 @@ def test_text_work_runs_beside_the_loop() -> None:
 def test_a_model_that_cannot_be_loaded_is_reported_in_the_engines_words() -> None:
     async def test() -> None:
         engine = await EngineProcess.start(COMMAND)
+        engine.load(EngineConfig(model="damaged"))
         with pytest.raises(ModelLoadError, match="damaged: there is nothing in it"):
-            await engine.load(EngineConfig(model="damaged"))
+            await engine.ready()
         assert (await engine.died()).message == "the engine process ended (exit code 2)"
         await engine.close()
 
@@ -332,8 +336,9 @@ def test_a_model_that_cannot_be_loaded_is_reported_in_the_engines_words() -> Non
 def test_an_engine_that_fails_while_loading_is_reported_dead(capfd: pytest.CaptureFixture[str]) -> None:
     async def test() -> None:
         engine = await EngineProcess.start(COMMAND)
+        engine.load(EngineConfig(model="broken"))
         with pytest.raises(EngineDead, match="exit code 1"):
-            await engine.load(EngineConfig(model="broken"))
+            await engine.ready()
         await engine.close()
 
     run(test())
@@ -343,7 +348,8 @@ def test_an_engine_that_fails_while_loading_is_reported_dead(capfd: pytest.Captu
 def test_an_engine_that_is_still_loading_can_be_closed() -> None:
     async def test() -> None:
         engine = await EngineProcess.start(COMMAND)
-        loading = asyncio.create_task(engine.load(EngineConfig(model="slow")))
+        engine.load(EngineConfig(model="slow"))
+        loading = asyncio.create_task(engine.ready())
         await asyncio.sleep(0.3)
         began = time.monotonic()
         loading.cancel()

@@ -7,12 +7,11 @@ times as fast as whole matrices. ELEMENTS_IN_A_BLOCK is how much is handed on at
 from collections.abc import Iterator
 from math import prod
 
-import gguf
 import numpy as np
 import torch
 from torch import Tensor
 
-from polyserve.gguf import GGUFFile, GGUFTensor
+from polyserve.gguf import GGUFFile, GGUFTensor, TensorType
 from polyserve_kernels.types import GGUF_FORMATS, QuantizedWeight, WeightFormat
 
 ELEMENTS_AT_A_TIME = 2**18
@@ -29,7 +28,7 @@ class GGUFSource:
     def blocks(self, name: str) -> Iterator[tuple[int, Tensor]]:
         tensor = self._tensors[name]
         if len(tensor.shape) == 1:
-            yield 0, torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.type).copy())
+            yield 0, torch.from_numpy(_floats(tensor.data, tensor.type).copy())
             return
         row_size = prod(tensor.shape[1:])
         rows_at_a_time = max(1, ELEMENTS_AT_A_TIME // row_size)
@@ -40,7 +39,7 @@ class GGUFSource:
             for row in range(0, len(block), rows_at_a_time):
                 some = block[row : row + rows_at_a_time]
                 # As one long row: gguf.quants goes through rows 16 at a time.
-                values = gguf.quants.dequantize(some.reshape(1, -1), tensor.type)
+                values = _floats(some.reshape(1, -1), tensor.type)
                 buffer[row : row + len(some)] = values.reshape(len(some), row_size)
             yield first, torch.from_numpy(buffer[: len(block)]).view(len(block), *tensor.shape[1:])
 
@@ -52,6 +51,15 @@ class GGUFSource:
         packed, rows_in_a_block = _rows(self._tensors[name])
         for first in range(0, len(packed), rows_in_a_block):
             yield first, torch.from_numpy(packed[first : first + rows_in_a_block].copy())  # the file's map is read-only
+
+
+def _floats(data: np.ndarray, kind: TensorType) -> np.ndarray:
+    if kind == TensorType.F32:
+        return data.view(np.float32)
+    from gguf import GGMLQuantizationType, quants  # slow to import, and not needed for blocks that stay as they are
+
+    floats: np.ndarray = quants.dequantize(data, GGMLQuantizationType(kind))
+    return floats
 
 
 def _rows(tensor: GGUFTensor) -> tuple["np.ndarray[tuple[int, int], np.dtype[np.uint8]]", int]:
