@@ -20,7 +20,7 @@
 namespace PS_ISA {
 namespace {
 
-constexpr long kHeadRows = 64;  // rows at a time: their logits of a tile stay in the second-level cache
+constexpr long kHeadRows = 128;  // rows at a time: their logits of a tile stay in the second-level cache
 constexpr float kNoLogit = -std::numeric_limits<float>::infinity();
 
 struct Partial {  // of one tile

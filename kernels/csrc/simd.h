@@ -92,6 +92,32 @@ inline vi set_pairs(int32_t pair) { return _mm512_set1_epi32(pair); }
 inline vf even_of(vi x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
 inline vf odd_of(vi x) { return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(0xffff0000))); }
 
+// W x W words of 32 bits turned around: word j of row i becomes word i of row j. Strides in bytes.
+inline void turn_words(const void* from, long stride, void* to, long to_stride) {
+  const char* const rows = static_cast<const char*>(from);
+  char* const columns = static_cast<char*>(to);
+  vi pairs[16], fours[16];
+  for (int i = 0; i < 16; i += 2) {
+    const vi a = _mm512_loadu_si512(rows + i * stride), b = _mm512_loadu_si512(rows + (i + 1) * stride);
+    pairs[i] = _mm512_unpacklo_epi32(a, b);
+    pairs[i + 1] = _mm512_unpackhi_epi32(a, b);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    for (int j = 0; j < 2; ++j) {
+      fours[i + 2 * j] = _mm512_unpacklo_epi64(pairs[i + j], pairs[i + j + 2]);
+      fours[i + 2 * j + 1] = _mm512_unpackhi_epi64(pairs[i + j], pairs[i + j + 2]);
+    }
+  }
+  for (int j = 0; j < 4; ++j) {
+    const vi a = _mm512_shuffle_i32x4(fours[j], fours[4 + j], 0x44), b = _mm512_shuffle_i32x4(fours[8 + j], fours[12 + j], 0x44);
+    const vi c = _mm512_shuffle_i32x4(fours[j], fours[4 + j], 0xee), d = _mm512_shuffle_i32x4(fours[8 + j], fours[12 + j], 0xee);
+    _mm512_storeu_si512(columns + j * to_stride, _mm512_shuffle_i32x4(a, b, 0x88));
+    _mm512_storeu_si512(columns + (4 + j) * to_stride, _mm512_shuffle_i32x4(a, b, 0xdd));
+    _mm512_storeu_si512(columns + (8 + j) * to_stride, _mm512_shuffle_i32x4(c, d, 0x88));
+    _mm512_storeu_si512(columns + (12 + j) * to_stride, _mm512_shuffle_i32x4(c, d, 0xdd));
+  }
+}
+
 inline float sum(vf x) {
   const __m256 a = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
   const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -209,6 +235,29 @@ inline vi load_pairs(const bf16* p, long n) {
 inline vi set_pairs(int32_t pair) { return _mm256_set1_epi32(pair); }
 inline vf even_of(vi x) { return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)); }
 inline vf odd_of(vi x) { return _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(0xffff0000))); }
+
+// W x W words of 32 bits turned around: word j of row i becomes word i of row j. Strides in bytes.
+inline void turn_words(const void* from, long stride, void* to, long to_stride) {
+  const char* const rows = static_cast<const char*>(from);
+  char* const columns = static_cast<char*>(to);
+  const auto row = [&](int i) { return _mm256_loadu_si256(reinterpret_cast<const vi*>(rows + i * stride)); };
+  const auto put = [&](int j, vi x) { _mm256_storeu_si256(reinterpret_cast<vi*>(columns + j * to_stride), x); };
+  vi pairs[8], fours[8];
+  for (int i = 0; i < 8; i += 2) {
+    pairs[i] = _mm256_unpacklo_epi32(row(i), row(i + 1));
+    pairs[i + 1] = _mm256_unpackhi_epi32(row(i), row(i + 1));
+  }
+  for (int i = 0; i < 8; i += 4) {
+    for (int j = 0; j < 2; ++j) {
+      fours[i + 2 * j] = _mm256_unpacklo_epi64(pairs[i + j], pairs[i + j + 2]);
+      fours[i + 2 * j + 1] = _mm256_unpackhi_epi64(pairs[i + j], pairs[i + j + 2]);
+    }
+  }
+  for (int j = 0; j < 4; ++j) {
+    put(j, _mm256_permute2x128_si256(fours[j], fours[4 + j], 0x20));
+    put(4 + j, _mm256_permute2x128_si256(fours[j], fours[4 + j], 0x31));
+  }
+}
 
 inline float sum(vf x) {
   const __m128 b = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));

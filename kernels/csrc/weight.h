@@ -254,16 +254,27 @@ inline void turn(const ps::Weight& w, long tile, long channel, long channels, P*
   const T* rows = static_cast<const T*>(w.data) + tile * kTile * w.stride;
   const long count = std::min(kTile, w.rows - tile * kTile), known = std::min(channels, w.channels - channel);
   if (count < kTile || known < channels) std::memset(static_cast<void*>(panel), 0, sizeof(P) * channels * kTile);
-  if constexpr (std::is_same_v<T, bf16>) {
-    static_assert(std::is_same_v<P, bf16>);
-    for (long r = 0; r < count; ++r) {
-      const bf16* row = rows + r * w.stride + channel;
-      for (long c = 0; c < known; ++c) panel[c / 2 * 2 * kTile + 2 * r + c % 2] = row[c];
+  constexpr long at_once = kTile * 4 / sizeof(T);  // channels whose words make a square with kTile rows
+  long turned = 0;
+  if constexpr (std::is_same_v<T, P>) {
+    for (; count == kTile && turned + at_once <= known; turned += at_once) {
+      for (long r = 0; r < kTile; r += W) {
+        for (long word = 0; word < kTile; word += W) {
+          const T* const from = rows + r * w.stride + channel + turned + word * at_once / kTile;
+          turn_words(from, w.stride * sizeof(T), panel + (turned * kTile + (word * kTile + r) * at_once / kTile), 64);
+        }
+      }
     }
-  } else {
-    for (long r = 0; r < count; ++r) {
-      const T* row = rows + r * w.stride + channel;
-      for (long c = 0; c < known; ++c) panel[c * kTile + r] = widened(row[c]);
+  }
+  for (long r = 0; r < count; ++r) {
+    const T* row = rows + r * w.stride + channel;
+    for (long c = turned; c < known; ++c) {
+      if constexpr (std::is_same_v<T, bf16>) {
+        static_assert(std::is_same_v<P, bf16>);
+        panel[c / 2 * 2 * kTile + 2 * r + c % 2] = row[c];
+      } else {
+        panel[c * kTile + r] = widened(row[c]);
+      }
     }
   }
 }

@@ -8,6 +8,7 @@ from torch import Tensor, distributed
 from torch.nn import functional as F
 
 from polyserve_kernels import ops
+from polyserve_kernels.cpu import linear_cross_entropy as cpu
 from polyserve_kernels.reference import linear_cross_entropy as reference
 from polyserve_kernels.triton import linear_cross_entropy as triton
 from support.poison import poisoned_memory
@@ -64,6 +65,8 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many chunks of rows and ids as a large batch has, of sizes that divide nothing."""
     monkeypatch.setattr(reference, "ROWS", 7)
     monkeypatch.setattr(reference, "VOCAB_TILE", 512)
+    monkeypatch.setattr(cpu, "ROWS", 7)
+    monkeypatch.setattr(cpu, "IDS", 300)
     monkeypatch.setattr(triton, "ROWS", 11)
     monkeypatch.setattr(triton, "IDS", 300)
     monkeypatch.setattr(triton, "MAX_ROWS", 13)
@@ -205,6 +208,7 @@ def test_the_gradient_of_a_weight_can_be_had_unrounded():
 
 def test_many_chunks_of_rows_add_up_in_float32(monkeypatch):
     monkeypatch.setattr(reference, "ROWS", 1)
+    monkeypatch.setattr(cpu, "ROWS", 1)
     monkeypatch.setattr(triton, "ROWS", 1)
     hidden, weight, targets = head(40, vocab=130, dtype=torch.bfloat16)
     assert_as_good(hidden.abs(), weight, targets)  # each row moves the weight the same way

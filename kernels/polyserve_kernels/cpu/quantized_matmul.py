@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from polyserve_kernels.cpu.matmul import matmul
+from polyserve_kernels.cpu.matmul import multiply
 from polyserve_kernels.reference.quantized_matmul import dequantized
 from polyserve_kernels.types import QuantizedWeight
 
 
 def quantized_matmul(x: Tensor, w: QuantizedWeight, bias: Tensor | None, *, out_dtype: torch.dtype) -> Tensor:
-    return matmul(x, dequantized(w, x.dtype), bias, out_dtype=out_dtype)
+    return multiply(x, dequantized(w, x.dtype), bias, out_dtype=out_dtype)
