@@ -22,10 +22,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint format format-check types proto proto-check kernels-report kernels-check kernels-sanitize bench clean
+.PHONY: help serve test lint format format-check types proto proto-check kernels-report kernels-check bench clean
 
 help:  ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(VENV)/.serve  ## serve MODEL=smollm2 on HOST=127.0.0.1, PORT=8000 (HTTP) and GRPC_PORT=50051
 	@exec $(BIN)/polyserve serve "$(MODEL)" --host "$(HOST)" --port "$(PORT)" --grpc-port "$(GRPC_PORT)"
@@ -56,17 +56,6 @@ kernels-report: $(VENV)/.dev  ## compile the GPU kernels (no GPU needed) and wri
 
 kernels-check: $(VENV)/.dev  ## compile the GPU kernels and fail on spills, loops that wait, and the like
 	@$(BIN)/python -m polyserve_kernels.triton.report --check
-
-SANITIZED := build/sanitized
-SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
-SANITIZED_TESTS := $(foreach file,packed matmul quantized_matmul attention attention_bits head norm rotary kv_cache activation \
-  linear_cross_entropy invariance cpu_library,tests/kernels/test_$(file).py) tests/engine/test_whole_step.py
-
-kernels-sanitize: $(VENV)/.dev  ## run the C++ kernels' tests with the address and undefined-behaviour sanitizers of g++
-	@CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(BIN)/python setup.py -q build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)
-	@LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  POLYSERVE_CPU_LIBRARY=$$(echo $(SANITIZED)/polyserve_kernels/cpu/_native*.so) \
-	  $(BIN)/python -m pytest -q -n 0 -k "not triton and not reference" $(SANITIZED_TESTS)
 
 bench: $(VENV)/.serve  ## measure MODEL with 1, 8 and 32 streams
 	@$(BIN)/polyserve bench throughput "$(MODEL)" --num-streams 1,8,32

@@ -112,14 +112,14 @@ def weight_bytes_per_step(model: "ModelConfig", dtype_name: str) -> int:
 async def _measure(llm: "AsyncLLM", workload: Workload, num_streams: int, limit: Limit) -> Measurement:
     sizes = {"length": workload.input_len, "vocab_size": llm.vocab_size}
     warm_up = random_prompts(num_streams, **sizes, seed=workload.seed + 1)
-    await _answer_all(llm, warm_up, min(WARM_UP_TOKENS, workload.output_len))
+    await answer_all(llm, warm_up, min(WARM_UP_TOKENS, workload.output_len))
     prompts = random_prompts(num_streams, **sizes, seed=workload.seed)
     start = time.perf_counter()
-    streams = await _answer_all(llm, prompts, workload.output_len)
+    streams = await answer_all(llm, prompts, workload.output_len)
     return summary(start, streams, input_len=workload.input_len, limit=limit)
 
 
-async def _answer_all(llm: "AsyncLLM", prompts: list[list[int]], output_len: int) -> list[list[float]]:
+async def answer_all(llm: "AsyncLLM", prompts: list[list[int]], output_len: int) -> list[list[float]]:
     """Send all prompts at once. Returns for each stream the time at which each of its tokens arrived."""
     params = SamplingParams(max_tokens=output_len, temperature=0.0, ignore_eos=True)
     return await asyncio.gather(
@@ -139,14 +139,7 @@ def summary(start: float, streams: list[list[float]], *, input_len: int, limit: 
     """The figures of one run, from the time it began and each stream's arrivals."""
     duration = max(arrivals[-1] for arrivals in streams) - start
     firsts = [arrivals[0] - start for arrivals in streams]
-    together = start + max(firsts)  # from here on every stream generates
-    ends = min(arrivals[-1] for arrivals in streams)
-    steps = [
-        later - earlier
-        for arrivals in streams
-        for earlier, later in itertools.pairwise(arrivals)
-        if together <= earlier and later <= ends
-    ]
+    steps = step_times(streams)
     step = statistics.median(steps) if steps else 0.0
     num_output = sum(len(arrivals) for arrivals in streams)
     num_input = input_len * len(streams)
@@ -163,6 +156,18 @@ def summary(start: float, streams: list[list[float]], *, input_len: int, limit: 
         median_step_ms=1e3 * step if step > 0 else None,  # 0: tokens that come two at a time
         percent_of_limit=limit.percent(step) if step > 0 else None,
     )
+
+
+def step_times(streams: list[list[float]]) -> list[float]:
+    """Seconds between two tokens of a stream, of every stream, while all of them generate."""
+    together = max(arrivals[0] for arrivals in streams)
+    ends = min(arrivals[-1] for arrivals in streams)
+    return [
+        later - earlier
+        for arrivals in streams
+        for earlier, later in itertools.pairwise(arrivals)
+        if together <= earlier and later <= ends
+    ]
 
 
 def _check_length(workload: Workload, max_model_len: int) -> None:

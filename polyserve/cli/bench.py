@@ -8,6 +8,7 @@ from polyserve.cli.options import Flags, SectionedCommand, flags_of
 from polyserve.config import EngineConfig
 from polyserve_benchmarks.compare.plan import Comparison
 from polyserve_benchmarks.start import Starts
+from polyserve_benchmarks.steps import Steps
 from polyserve_benchmarks.workload import Workload
 
 
@@ -47,6 +48,20 @@ def compare(comparison: Flags[Comparison], workload: Flags[Workload]) -> None:
         run(asked, its_workload)
     except EngineFailed as error:
         raise click.ClickException(str(error)) from error
+
+
+@bench.command(cls=SectionedCommand)
+@flags_of(Steps, "asked", section="Steps")
+@flags_of(EngineConfig, "engine", argument="model", skip=("max_num_seqs", "enable_prefix_caching"), section="Engine")
+def steps(engine: Flags[EngineConfig], asked: Flags[Steps]) -> None:
+    """What a step costs by streams and context, next to what its bytes and operations predict."""
+    engine_config, which = engine.build(), asked.build()
+
+    from polyserve.log import set_up_logging
+    from polyserve_benchmarks.steps import run
+
+    set_up_logging("warning")
+    asyncio.run(run(engine_config, which))
 
 
 @bench.command(cls=SectionedCommand)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from polyserve.errors import ModelLoadError
 from polyserve.gguf import read_gguf
+from polyserve.model.config import ModelConfig
 from polyserve.model.families import read_config
 from polyserve_benchmarks.compare.plan import Run
 
@@ -39,6 +40,21 @@ def kv_bytes(path: Path, runs: list[Run]) -> int:
     config = read_config(path)
     per_token = config.num_layers * 2 * config.num_kv_heads * config.head_size * 2
     return int(KV_ROOM * per_token * max(run.num_streams * (run.input_len + run.num_tokens) for run in runs))
+
+
+def kv_bytes_read(config: ModelConfig, context: int, element_bytes: int = 2) -> int:
+    """Bytes of keys and values that one sequence's step reads after `context` tokens: a layer's window of them."""
+    return sum(tokens_seen(config, context)) * 2 * config.num_kv_heads * config.head_size * element_bytes
+
+
+def attention_flops(config: ModelConfig, context: int) -> int:
+    """Operations of one token's attention after `context` others: a product for scores, and one for values."""
+    return sum(tokens_seen(config, context)) * 4 * config.num_heads * config.head_size
+
+
+def tokens_seen(config: ModelConfig, context: int) -> list[int]:
+    """In each layer."""
+    return [min(context, config.window(layer) or context) for layer in range(config.num_layers)]
 
 
 def step_bytes(path: Path, precision: str) -> int:

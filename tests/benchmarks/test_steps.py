@@ -1,0 +1,48 @@
+"""`polyserve bench steps`: which cells there are, what a step must cost, and a whole run with a tiny model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from polyserve.cli.main import main
+from polyserve.model.families import read_config
+from polyserve_benchmarks.compare.cost import attention_flops, kv_bytes_read
+from polyserve_benchmarks.steps import Steps, planned
+from support.checkpoints import make_checkpoint
+
+
+def test_cells_that_do_not_fit_the_model_or_take_too_long_a_prompt_are_left_out() -> None:
+    steps = Steps(num_streams=[1, 4], contexts=[64, 128, 512], num_steps=8, max_prompt_tokens=256)
+    assert list(planned(steps, 200)) == [(1, 64), (4, 64), (1, 128)]
+
+
+def test_one_stream_is_measured_however_long_its_prompt() -> None:
+    assert list(planned(Steps(num_streams=[1, 2], contexts=[512], max_prompt_tokens=256), 4096)) == [(1, 512)]
+
+
+def test_a_layer_with_a_window_reads_no_more_than_that(tmp_path: Path) -> None:
+    config = read_config(make_checkpoint(tmp_path / "tiny", "gemma3"))
+    windows = [config.window(layer) for layer in range(config.num_layers)]
+    assert None in windows
+    assert any(windows)
+    seen = sum(10**6 if window is None else window for window in windows)
+    assert kv_bytes_read(config, 10**6) == seen * 2 * config.num_kv_heads * config.head_size * 2
+    assert attention_flops(config, 10**6) == seen * 4 * config.num_heads * config.head_size
+
+
+def test_the_command_prints_each_cell_and_a_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(make_checkpoint(tmp_path / "tiny", "llama"))
+    flags = ["--num-streams", "1", "--contexts", "8,16", "--num-steps", "3", "--threads", "1"]
+    assert main(["bench", "steps", model, *flags]) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    cells = {(cell["num_streams"], cell["context"]): cell for cell in document["results"]}
+    assert list(cells) == [(1, 8), (1, 16)]
+    assert all(cell["step_ms"] > 0 for cell in cells.values())
+    assert cells[1, 16]["bytes_ms"] > cells[1, 8]["bytes_ms"]
+
+
+@pytest.mark.parametrize("field", ["num_steps", "max_prompt_tokens"])
+def test_a_count_below_one_is_refused(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field} must be at least 1, got 0"):
+        Steps(**{field: 0})
