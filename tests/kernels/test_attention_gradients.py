@@ -26,8 +26,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 on_triton = pytest.mark.parametrize("backend", ["triton"], indirect=True)
 in_each_dtype = pytest.mark.parametrize(
     ("backend", "dtype"),  # the reference leaves float32 to torch's autograd, whose delta misses the bound
-    [("reference", torch.bfloat16), ("triton", torch.bfloat16), ("triton", torch.float32)],
-    ids=["reference-bfloat16", "triton-bfloat16", "triton-float32"],
+    [("cpu", torch.bfloat16), ("reference", torch.bfloat16), ("triton", torch.bfloat16), ("triton", torch.float32)],
+    ids=["cpu-bfloat16", "reference-bfloat16", "triton-bfloat16", "triton-float32"],
     indirect=["backend"],
 )
 

@@ -1,16 +1,16 @@
 """The operations of this backend by name; `polyserve_kernels.backend.Backend` is what is asked of it.
 
-Products, the loss and GELU have gradients of their own. The others' are those of the reference, which computes the
-operation once more for them.
+Products, attention, the loss and GELU have gradients of their own. The others' are those of the reference, which
+computes the operation once more for them.
 """
 
 from polyserve_kernels.autograd import recomputed
-from polyserve_kernels.cpu import activation, attention, norm
+from polyserve_kernels.cpu import activation, norm
 from polyserve_kernels.cpu import packed as packing
 from polyserve_kernels.cpu import quantized_matmul as quantized_product
 from polyserve_kernels.cpu import rotary as turning
 from polyserve_kernels.cpu.activation import bias_gelu
-from polyserve_kernels.cpu.attention import paged_decode, paged_prefill
+from polyserve_kernels.cpu.attention import attention_varlen, paged_decode, paged_prefill
 from polyserve_kernels.cpu.cross_entropy import token_logprobs
 from polyserve_kernels.cpu.decoder import DecoderStep as decoder_step
 from polyserve_kernels.cpu.kv_cache import copy_blocks, rotary_write_kv
@@ -35,4 +35,3 @@ add_layer_norm = recomputed(norm.add_layer_norm, reference.add_layer_norm, resul
 gated_silu = recomputed(activation.gated_silu, reference.gated_silu)
 gated_gelu = recomputed(activation.gated_gelu, reference.gated_gelu)
 rotary = recomputed(turning.rotary, reference.rotary, results=2)
-attention_varlen = recomputed(attention.attention_varlen, reference.attention_varlen)
