@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from polyserve.config import EngineConfig, option
 from polyserve.errors import InvalidRequest, PolyServeError
-from polyserve_benchmarks.compare.cost import attention_flops, kv_bytes, kv_bytes_read, step_bytes, token_flops
 from polyserve_benchmarks.compare.plan import Run
 from polyserve_benchmarks.machine import machine, matrix_rate, num_cores, read_bandwidth, versions
 from polyserve_benchmarks.throughput import answer_all, step_times
@@ -59,10 +58,14 @@ class Prices:
     flops_per_second: float
 
     def bytes_ms(self, streams: int, context: int) -> float:
+        from polyserve_benchmarks.compare.cost import kv_bytes_read
+
         total = self.weight_bytes + streams * kv_bytes_read(self.config, context)
         return 1e3 * total / self.bytes_per_second
 
     def operations_ms(self, streams: int, context: int) -> float:
+        from polyserve_benchmarks.compare.cost import attention_flops
+
         total = streams * (self.weight_flops + attention_flops(self.config, context))
         return 1e3 * total / self.flops_per_second
 
@@ -82,9 +85,11 @@ class Cell:
 
 async def run(config: EngineConfig, steps: Steps) -> None:
     """Measure each cell; print a line for each and, last, one JSON document. Raises InvalidRequest if there is none."""
+
     from polyserve.model.families import read_config
     from polyserve.model.weights.resolve import resolve
     from polyserve.service.async_llm import AsyncLLM
+    from polyserve_benchmarks.compare.cost import kv_bytes
 
     path = resolve(config.model)
     model = read_config(path)
@@ -138,6 +143,8 @@ def planned(steps: Steps, max_model_len: int) -> Iterator[tuple[int, int]]:
 
 
 def _prices(path: Path, model: "ModelConfig", config: EngineConfig) -> Prices:
+    from polyserve_benchmarks.compare.cost import step_bytes, token_flops
+
     kept = path.is_file() and config.quantization == "auto"
     threads = config.threads or num_cores()
     return Prices(

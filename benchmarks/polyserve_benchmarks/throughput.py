@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 from polyserve.config import EngineConfig
 from polyserve.errors import InvalidRequest
 from polyserve.sampling_params import SamplingParams
-from polyserve_benchmarks.compare.cost import BITS, step_bytes
 from polyserve_benchmarks.machine import machine, num_cores, read_bandwidth, versions
 from polyserve_benchmarks.workload import Workload, random_prompts
 
@@ -66,6 +65,7 @@ async def run(config: EngineConfig, workload: Workload) -> None:
     from polyserve.model.families import read_config
     from polyserve.model.weights.resolve import resolve
     from polyserve.service.async_llm import AsyncLLM
+    from polyserve_benchmarks.compare.cost import BITS, step_bytes
 
     path = resolve(config.model)
     model = read_config(path)

@@ -1,25 +1,10 @@
 """The list of shipped calls, which the report on machine code and its rules are about."""
 
-import inspect
-
 from polyserve_kernels import ops
 from polyserve_kernels.triton.shipped import shipped
 from polyserve_kernels.triton.tuning import tuned
+from support.gpu_operations import OPERATIONS
 
-WITHOUT_KERNELS = {
-    "num_vocab_tiles",
-    "packs_weights",
-    "packed_weight",
-    "pack",
-    "embedding",
-    "decoder_step",
-    "dequantize",
-}  # on a GPU
-OPERATIONS = {
-    name
-    for name, function in inspect.getmembers(ops, inspect.isfunction)
-    if function.__module__ == ops.__name__ and name not in WITHOUT_KERNELS and not name.startswith("_")
-}
 DIFFERENTIABLE = {
     "attention_varlen", "bias_gelu", "gated_gelu", "gated_silu", "layer_norm", "linear_cross_entropy", "rms_norm",
     "rotary",
