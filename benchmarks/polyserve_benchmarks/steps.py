@@ -85,7 +85,6 @@ class Cell:
 
 async def run(config: EngineConfig, steps: Steps) -> None:
     """Measure each cell; print a line for each and, last, one JSON document. Raises InvalidRequest if there is none."""
-
     from polyserve.model.families import read_config
     from polyserve.model.weights.resolve import resolve
     from polyserve.service.async_llm import AsyncLLM
