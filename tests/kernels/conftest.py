@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from polyserve_kernels import dispatch
+from polyserve_kernels.cpu import library
 from support.interpreter import patch_once_a_launch
 from support.poison import poisoned_memory
 
@@ -65,3 +66,18 @@ def threads(request: pytest.FixtureRequest) -> int:
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return request.param
+
+
+INSTRUCTION_SETS = ["avx2", "avx512", "avx512bf16"]
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def _instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The C++ kernels as each instruction set of this processor computes them."""
+    choose = library.library().ps_choose
+    if choose(request.param.encode()) is None:
+        choose(None)
+        pytest.skip(f"this processor has no {request.param}")
+    with dispatch.use_backend("cpu"):
+        yield
+    choose(None)

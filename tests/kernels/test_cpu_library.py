@@ -4,29 +4,17 @@ The contracts' own tests run on the best one.
 """
 
 import ctypes
-from collections.abc import Iterator
 
 import pytest
 import torch
 
-from polyserve_kernels import dispatch, ops
+from polyserve_kernels import ops
 from polyserve_kernels.cpu import library
 from polyserve_kernels.types import BlockCache, WeightFormat
 from support.plain_attention import plain_attention
 from support.tolerance import assert_as_good_as_torch
 
 INSTRUCTION_SETS = ["avx2", "avx512", "avx512bf16"]
-
-
-@pytest.fixture(params=INSTRUCTION_SETS)
-def _instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
-    choose = library.library().ps_choose
-    if choose(request.param.encode()) is None:
-        choose(None)
-        pytest.skip(f"this processor has no {request.param}")
-    with dispatch.use_backend("cpu"):
-        yield
-    choose(None)
 
 
 def test_the_structs_are_as_large_here_as_there():

@@ -7,26 +7,18 @@ import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
 
-from polyserve_kernels import dispatch, ops
+from polyserve_kernels import ops
 from polyserve_kernels.cpu import library
 from polyserve_kernels.types import GGUF_FORMATS, PackedWeight, WeightFormat
 from support.quantized import exact, quantized
 from support.tolerance import assert_as_good_as_torch
 
-pytestmark = pytest.mark.skipif(not library.runs_here(), reason="there is no compiled library here")
+pytestmark = [
+    pytest.mark.skipif(not library.runs_here(), reason="there is no compiled library here"),
+    pytest.mark.usefixtures("_instruction_set"),
+]
 every_type = pytest.mark.parametrize("name", GGUF_FORMATS)
 SCALES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,)} | dict.fromkeys(("Q4_K", "Q5_K", "Q4_1", "Q5_1"), (0, 2))
-
-
-@pytest.fixture(autouse=True, params=["avx2", "avx512", "avx512bf16"])
-def _instruction_set(request):
-    choose = library.library().ps_choose
-    if choose(request.param.encode()) is None:
-        choose(None)
-        pytest.skip(f"this processor has no {request.param}")
-    with dispatch.use_backend("cpu"):
-        yield
-    choose(None)
 
 
 def packed(source: Tensor, form: WeightFormat, channels: int) -> PackedWeight:
