@@ -12,8 +12,9 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from polyserve.api.conversation import Conversation
 from polyserve.api.merge import merged
 from polyserve.api.metrics import Metrics
 from polyserve.errors import EngineDead, InvalidRequest, ModelNotFound
@@ -22,33 +23,6 @@ from polyserve.service.async_llm import AsyncLLM, ChoiceDelta
 
 MAX_SEQUENCES = 1024  # that one request may ask for: prompts times choices
 MAX_MESSAGES = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation. Developer is the newer name of system; templates know the older one."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str
-    name: str | None = None
-
-    def for_template(self) -> dict[str, object]:
-        message: dict[str, object] = {
-            "role": "system" if self.role == "developer" else self.role,
-            "content": self.content,
-        }
-        if self.name is not None:
-            message["name"] = self.name
-        return message
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conversation:
-    """`add_generation_prompt` None: yes, but where the answer continues the final message."""
-
-    messages: Sequence[Message]
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,19 +130,16 @@ class Frontend:
 
     async def read_conversation(self, conversation: Conversation, *, add_special_tokens: bool = False) -> Prompt:
         """The prompt that the chat template makes; it writes the special tokens itself."""
-        messages, continues = conversation.messages, conversation.continue_final_message
+        messages = conversation.messages
         if not 0 < len(messages) <= MAX_MESSAGES:
             raise InvalidRequest(
                 f"messages must have 1 to {MAX_MESSAGES} messages, got {len(messages)}", param="messages"
             )
-        adds = not continues if conversation.add_generation_prompt is None else conversation.add_generation_prompt
-        if adds and continues:
-            message = "continue_final_message cannot go with add_generation_prompt: the answer begins in one place"
-            raise InvalidRequest(message, param="continue_final_message")
+        conversation.check()
         text = await self.llm.render_chat(
             [message.for_template() for message in messages],
-            add_generation_prompt=adds,
-            continue_final_message=continues,
+            add_generation_prompt=conversation.adds_generation_prompt,
+            continue_final_message=conversation.continue_final_message,
         )
         return await self.read_prompt(text, add_special_tokens=add_special_tokens)
 

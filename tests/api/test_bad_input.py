@@ -9,6 +9,7 @@ from support.fake_llm import FakeLLM
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 USER = {"role": "user", "content": "hi"}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
 def error_of(response: httpx.Response, status: int = 400) -> dict:
@@ -61,10 +62,16 @@ CHAT_FAULTS = [
     ({"messages": []}, "messages", "got 0"),
     ({"messages": ["hi"]}, "messages[0]", "must be an object, got 'hi'"),
     ({"messages": [{"role": "user"}]}, "messages[0].content", "is required"),
-    ({"messages": [{"role": "tool", "content": ""}]}, "messages[0].role", "got 'tool'"),
-    ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "got null"),
+    ({"messages": [{"role": "friend", "content": ""}]}, "messages[0].role", "got 'friend'"),
+    ({"messages": [{"role": "tool", "content": ""}]}, "messages[0].tool_call_id", "is required in a message of role"),
+    ({"messages": [{"role": "function", "content": ""}]}, "messages[0].name", "is required in a message of role"),
+    ({"messages": [{"role": "assistant"}]}, "messages[0].content", "is required"),
+    ({"messages": [{**USER, "tool_call_id": "c"}]}, "messages[0].tool_call_id", "of role 'tool', not of role 'user'"),
+    ({"messages": [{**USER, "tool_calls": [CALL]}]}, "messages[0].tool_calls", "of role 'assistant'"),
+    ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "is required"),
+    ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "got 5"),
     ({"messages": [USER, {**USER, "x": 1}]}, "messages[1].x", "not a field"),
-    ({"messages": [{**USER, "tool_calls": [{}]}]}, "messages[0].tool_calls", "not supported"),
+    ({"messages": [{**USER, "tool_calls": [{}]}]}, "messages[0].tool_calls[0].id", "is required"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", "'image_url'"),
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content", "a string; position 0"),
     ({"messages": [{"role": "user", "content": "refuse me"}]}, "messages", "not this"),

@@ -61,6 +61,36 @@ def test_a_name_is_shown_to_the_template(client: httpx.Client) -> None:
     assert prompt_of(client, {**USER, "name": "Ann"}) == "[user Ann]hi\n[assistant]"
 
 
+def test_tool_calls_and_their_results_reach_the_template(client: httpx.Client) -> None:
+    function = {"name": "weather", "arguments": '{"city": "Köln"}'}
+    call = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "c1", "type": "function", "function": function}],
+    }
+    result = {"role": "tool", "content": "rain", "tool_call_id": "c1"}
+    written = '(c1 {"name": "weather", "arguments": {"city": "Köln"}})'
+    assert prompt_of(client, USER, call, result) == f"[user]hi\n[assistant]{written}\n[tool c1]rain\n[assistant]"
+
+
+def test_arguments_that_are_not_json_are_shown_as_they_are(client: httpx.Client) -> None:
+    call = {"role": "assistant", "tool_calls": [{"id": "c1", "function": {"name": "f", "arguments": "{oops"}}]}
+    assert '"arguments": "{oops"' in prompt_of(client, USER, call)
+
+
+def test_function_calls_are_tool_calls_of_an_older_kind(client: httpx.Client) -> None:
+    call = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+    result = {"role": "function", "name": "f", "content": "1"}
+    prompt = prompt_of(client, USER, call, result)
+    assert prompt == '[user]hi\n[assistant]( {"name": "f", "arguments": {}})\n[tool f]1\n[assistant]'
+
+
+def test_a_refusal_is_what_the_assistant_said(client: httpx.Client) -> None:
+    parts = [{"type": "refusal", "refusal": "no"}]
+    for message in ({"role": "assistant", "refusal": "no"}, {"role": "assistant", "content": parts}):
+        assert prompt_of(client, message).startswith("[assistant]no")
+
+
 def test_the_generation_prompt_can_be_left_out(client: httpx.Client) -> None:
     assert prompt_of(client, USER, add_generation_prompt=False) == "[user]hi\n"
 

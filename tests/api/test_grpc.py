@@ -137,6 +137,17 @@ def test_chat_writes_the_prompt_through_the_template(stub: PolyServeStub) -> Non
     assert text_of(events) == REPLY
 
 
+def test_tool_calls_and_their_results_reach_the_template(stub: PolyServeStub) -> None:
+    call = pb.ToolCall(id="c1", name="f", arguments='{"x": 1}')
+    messages = [
+        USER,
+        pb.ChatMessage(role=pb.ChatMessage.ROLE_ASSISTANT, tool_calls=[call]),
+        pb.ChatMessage(role=pb.ChatMessage.ROLE_TOOL, content="2", tool_call_id="c1"),
+    ]
+    prompt = bytes(next(stub.Chat(pb.ChatRequest(messages=messages))).prompt.token_ids).decode()
+    assert prompt == '[user]hi\n[assistant](c1 {"name": "f", "arguments": {"x": 1}})\n[tool c1]2\n[assistant]'
+
+
 def test_chat_can_continue_the_final_message(stub: PolyServeStub) -> None:
     request = pb.ChatRequest(messages=[USER], continue_final_message=True)
     assert bytes(next(stub.Chat(request)).prompt.token_ids).decode() == "[user]hi"

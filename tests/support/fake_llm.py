@@ -31,7 +31,9 @@ NUM_CANDIDATES = 40
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role == 'user' and message.content == 'refuse me' %}{{ raise_exception('not this') }}{% endif %}"
-    "[{{ message.role }}{% if message.name %} {{ message.name }}{% endif %}]{{ message.content }}\n"
+    "[{{ message.role }}{% if message.name %} {{ message.name }}{% endif %}"
+    "{% if message.tool_call_id %} {{ message.tool_call_id }}{% endif %}]{{ message.content }}"
+    "{% for call in message.tool_calls %}({{ call.id }} {{ call.function | tojson }}){% endfor %}{{ '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 

@@ -62,7 +62,7 @@ class _Answer:
         self._request = request
         self._usage = Usage.of(request)
         last = body.messages[-1]
-        self._opening = last.content if body.echo and last.role == "assistant" else ""
+        self._opening = last.content or "" if body.echo and last.role == "assistant" else ""
         hides = request.params.skip_special_tokens
         self._hidden = frontend.llm.tokenizer.special_ids if hides else frozenset()
 

@@ -81,21 +81,21 @@ def _stops(value: object) -> list[str]:
     return stops
 
 
-def _content(value: object) -> str:
-    """The text of a message: a string, or text parts, one to a line."""
-    if isinstance(value, str):
+def _content(value: object) -> str | None:
+    """The text of a message: a string, or text parts, one to a line. A part of a refusal is text as well."""
+    if value is None or isinstance(value, str):
         return value
     if not isinstance(value, list):
         raise invalid(f"must be a string or a list of text parts, got {described(value)}")
     texts = []
     for position, part in enumerate(value):
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text":
+        if kind not in ("text", "refusal"):
             got = described(part) if kind is None else f"one of type {described(kind)}"
             raise invalid(f"must have parts of type 'text' only, got {got} at position {position}")
-        if set(part) != {"type", "text"} or not isinstance(part["text"], str):
-            raise invalid(f"must have text parts of a 'type' and a 'text', a string; position {position} has not")
-        texts.append(part["text"])
+        if set(part) != {"type", kind} or not isinstance(part[kind], str):
+            raise invalid(f"must have {kind} parts of a 'type' and a '{kind}', a string; position {position} has not")
+        texts.append(part[kind])
     return "\n".join(texts)
 
 
@@ -117,19 +117,29 @@ PROMPT_SCHEMA = {
         },
     ]
 }
-TEXT_PART_SCHEMA = {
-    "type": "object",
-    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-    "required": ["type", "text"],
-    "additionalProperties": False,
-}
-CONTENT_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": TEXT_PART_SCHEMA}]}
 
+
+def _part_schema(kind: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {"type": {"const": kind}, kind: {"type": "string"}},
+        "required": ["type", kind],
+        "additionalProperties": False,
+    }
+
+
+CONTENT_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"anyOf": [_part_schema("text"), _part_schema("refusal")]}},
+        {"type": "null"},
+    ]
+}
 STOP_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 
 Prompts = Annotated[list[str | list[int]], PlainValidator(_prompts), WithJsonSchema(PROMPT_SCHEMA)]
 LogitBias = Annotated[dict[int, float], BeforeValidator(_token_numbers)]
 Stops = Annotated[list[str], PlainValidator(_stops), WithJsonSchema(STOP_SCHEMA)]
-Content = Annotated[str, PlainValidator(_content), WithJsonSchema(CONTENT_SCHEMA)]
+Content = Annotated[str | None, PlainValidator(_content), WithJsonSchema(CONTENT_SCHEMA)]
 Label = Annotated[str, AfterValidator(_short)]
 Unsupported = Annotated[JsonValue, Only()]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from polyserve.api.frontend import Conversation, Message
+from polyserve.api.conversation import Conversation, Message, Role, ToolCall
 from polyserve.api.http.fields import Content, Label, LogitBias, Only, Prompts, Stops, Unsupported
 from polyserve.errors import InvalidRequest
 from polyserve.sampling_params import SamplingParams
@@ -92,15 +92,34 @@ class CompletionBody(GenerationBody):
         return options
 
 
+class FunctionCallBody(Body):
+    name: str
+    arguments: str
+
+
+class ToolCallBody(Body):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCallBody
+
+
 class MessageBody(Body):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
+    role: Role
+    content: Content = None
     name: Label | None = None
-    refusal: Unsupported = None
+    refusal: str | None = None
+    tool_calls: list[ToolCallBody] | None = None
+    tool_call_id: Label | None = None
+    function_call: FunctionCallBody | None = None
     audio: Unsupported = None
-    function_call: Unsupported = None
-    tool_calls: Annotated[JsonValue, Only(([],))] = None
-    tool_call_id: Unsupported = None
+
+    def message(self) -> Message:
+        """`function_call`, which is older, is a call whose id nobody asks for; a refusal is what the assistant said."""
+        calls = [ToolCall(call.id, call.function.name, call.function.arguments) for call in self.tool_calls or ()]
+        if self.function_call is not None:
+            calls.append(ToolCall("", self.function_call.name, self.function_call.arguments))
+        content = self.refusal if self.content is None else self.content
+        return Message(self.role, content, self.name, calls, self.tool_call_id)
 
 
 class ConversationBody(Body):
@@ -109,7 +128,7 @@ class ConversationBody(Body):
 
     def conversation(self, messages: list[MessageBody]) -> Conversation:
         return Conversation(
-            messages=[Message(message.role, message.content, message.name) for message in messages],
+            messages=[message.message() for message in messages],
             add_generation_prompt=self.add_generation_prompt,
             continue_final_message=bool(self.continue_final_message),
         )
