@@ -100,6 +100,9 @@ class ServerConfig:
     chat_template: str | None = option(
         None, "a jinja file, or polylm-base, polylm-multialpaca, polylm-chat; default: the checkpoint's"
     )
+    api_keys_file: str | None = option(
+        None, "names and hashes of the keys that calls need (polyserve keys makes them); also POLYSERVE_API_KEYS"
+    )
     max_logprobs: int = option(20, "most alternatives a request may ask for at each token")
     log_level: str = option("info", "least important lines to log", choices=("debug", "info", "warning", "error"))
 

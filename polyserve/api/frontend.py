@@ -65,6 +65,7 @@ class Admitted:
     prompts: list[Prompt]
     params: SamplingParams
     arrived: float  # monotonic seconds, before tokenising
+    tenant: str | None = None  # whose API key it came with, where keys are required
 
     @property
     def num_choices(self) -> int:
@@ -118,6 +119,7 @@ class Frontend:
         options: Mapping[str, Any],
         *,
         echo: bool = False,
+        tenant: str | None = None,
     ) -> Admitted:
         """Check a completion. `options` are those fields of SamplingParams that the client gave."""
         arrived = time.monotonic()
@@ -130,7 +132,7 @@ class Frontend:
         read = [await self.read_prompt(prompt) for prompt in prompts]
         for prompt in read:
             self.llm.check(prompt.token_ids, params)
-        return Admitted(request_id=request_id, prompts=read, params=params, arrived=arrived)
+        return Admitted(request_id=request_id, prompts=read, params=params, arrived=arrived, tenant=tenant)
 
     async def admit_chat(
         self,
@@ -139,6 +141,7 @@ class Frontend:
         options: Mapping[str, Any],
         *,
         renamed: Mapping[str, str] | None = None,
+        tenant: str | None = None,
     ) -> Admitted:
         """Check a chat request. `renamed`: what the protocol calls some of the options, for errors that name them."""
         arrived = time.monotonic()
@@ -146,7 +149,7 @@ class Frontend:
             params = _sampling_params({"max_tokens": None, **options})
             prompt = await self.read_conversation(conversation)
             self.llm.check(prompt.token_ids, params)
-        return Admitted(request_id=request_id, prompts=[prompt], params=params, arrived=arrived)
+        return Admitted(request_id=request_id, prompts=[prompt], params=params, arrived=arrived, tenant=tenant)
 
     async def read_prompt(self, prompt: str | Sequence[int], *, add_special_tokens: bool = True) -> Prompt:
         """A prompt as token ids; ids are taken as they are."""

@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
+from fastapi import FastAPI
 
 from polyserve.api.frontend import Frontend
 from polyserve.api.grpc.server import GrpcServer
 from polyserve.api.http.app import create_app
+from polyserve.api.keys import KeyRing
 from polyserve.api.ports import BACKLOG, authority
 from polyserve.api.stop import EXIT_FAILED, EXIT_STOPPED, unless
 from polyserve.log import get_logger
@@ -36,16 +38,18 @@ async def serve(
     host: str,
     announce: Callable[[str], None],
     grace_s: float = GRACE_S,
+    keys: KeyRing | None = None,
 ) -> int:
     """Answer over both protocols until `stop` is set or the engine dies. Returns the exit code.
 
     announce: called once, with the ready line, when both answer.  grace_s: how long requests may take after the end was
-    asked for; those that still run then end with an error, which their clients are told.
+    asked for; those that still run then end with an error, which their clients are told.  keys: of those who may call.
     """
+    keys = keys or KeyRing()
     port, grpc_port = http_socket.getsockname()[1], grpc_socket.getsockname()[1]
     grpc_socket.close()  # it kept the port; grpc takes no socket that exists
-    grpc_server = GrpcServer(host, grpc_port)
-    http = _HttpServer(_uvicorn_config(frontend, patience_s=grace_s + FAREWELL_S))
+    grpc_server = GrpcServer(host, grpc_port, keys)
+    http = _HttpServer(_uvicorn_config(create_app(frontend, keys), patience_s=grace_s + FAREWELL_S))
     answering = asyncio.create_task(http.serve(sockets=[http_socket]))
     await grpc_server.start(frontend)
     await http.ready.wait()
@@ -101,9 +105,9 @@ class _HttpServer(uvicorn.Server):
         yield
 
 
-def _uvicorn_config(frontend: Frontend, *, patience_s: float) -> uvicorn.Config:
+def _uvicorn_config(app: FastAPI, *, patience_s: float) -> uvicorn.Config:
     return uvicorn.Config(
-        create_app(frontend),
+        app,
         loop="none",
         http="httptools",
         ws="none",

@@ -10,14 +10,24 @@ import asyncio
 import socket
 import sys
 
+from polyserve.api.keys import KeyRing
 from polyserve.api.ports import PortUnavailable, listen
 from polyserve.api.stop import EXIT_FAILED, EXIT_STOPPED, told_to_stop, unless
 from polyserve.config import EngineConfig, ServerConfig
+from polyserve.log import get_logger
 from polyserve.service.engine_process import start_engine
+
+log = get_logger(__name__)
 
 
 async def run(engine: EngineConfig, server: ServerConfig) -> int:
-    """Serve until SIGINT or SIGTERM (returns 0) or until the engine dies (returns 1). Raises ModelLoadError."""
+    """Serve until SIGINT or SIGTERM (returns 0) or until the engine dies (returns 1).
+
+    Raises ModelLoadError, SettingsError.
+    """
+    keys = KeyRing.from_environment(server.api_keys_file)
+    if not keys.required and not _is_local(server.host):
+        log.warning("no API keys: whoever reaches %s can use this server", server.host)
     stop = asyncio.Event()
     try:
         with (
@@ -25,14 +35,18 @@ async def run(engine: EngineConfig, server: ServerConfig) -> int:
             listen(server.host, server.grpc_port) as grpc_socket,
             told_to_stop(stop),
         ):
-            return await _run(engine, server, (http_socket, grpc_socket), stop)
+            return await _run(engine, server, (http_socket, grpc_socket), stop, keys)
     except PortUnavailable as error:
         sys.stderr.write(f"polyserve: {error}\n")
         return EXIT_FAILED
 
 
 async def _run(
-    engine: EngineConfig, server: ServerConfig, sockets: tuple[socket.socket, socket.socket], stop: asyncio.Event
+    engine: EngineConfig,
+    server: ServerConfig,
+    sockets: tuple[socket.socket, socket.socket],
+    stop: asyncio.Event,
+    keys: KeyRing,
 ) -> int:
     started = await unless(stop, start_engine(engine))
     if started is None:
@@ -48,6 +62,11 @@ async def _run(
         return EXIT_STOPPED
     try:
         frontend = Frontend(llm, model_name=server.served_model_name or engine.model)
-        return await serve(frontend, *sockets, stop, host=server.host, announce=say)
+        return await serve(frontend, *sockets, stop, host=server.host, announce=say, keys=keys)
     finally:
         await llm.close()
+
+
+def _is_local(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    return host == "localhost" or host == "::1" or host.startswith("127.")

@@ -11,6 +11,7 @@ import httpx
 import uvloop
 
 from polyserve.api.frontend import Frontend
+from polyserve.api.keys import KeyRing
 from polyserve.api.ports import listen
 from polyserve.api.server import serve
 from support.fake_llm import FakeLLM, fake_frontend
@@ -29,8 +30,9 @@ class LiveServer:
     grpc_address: str
     announced: str
 
-    def __init__(self, make_llm: Callable[[], FakeLLM]) -> None:
+    def __init__(self, make_llm: Callable[[], FakeLLM], keys: KeyRing) -> None:
         self._make_llm = make_llm
+        self._keys = keys
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.exit_code: int | None = None
@@ -78,6 +80,7 @@ class LiveServer:
                 host=HOST,
                 announce=self._announce,
                 grace_s=GRACE_S,
+                keys=self._keys,
             )
 
     def _announce(self, text: str) -> None:
@@ -86,9 +89,9 @@ class LiveServer:
 
 
 @contextmanager
-def live_server(make_llm: Callable[[], FakeLLM] = FakeLLM) -> Iterator[LiveServer]:
+def live_server(make_llm: Callable[[], FakeLLM] = FakeLLM, *, keys: KeyRing | None = None) -> Iterator[LiveServer]:
     """A server for as long as the block runs."""
-    server = LiveServer(make_llm)
+    server = LiveServer(make_llm, keys or KeyRing())
     server.start()
     try:
         yield server

@@ -5,7 +5,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from polyserve.api.frontend import Frontend
+from polyserve.api.grpc.authentication import Authentication
 from polyserve.api.grpc.service import PolyServeService
+from polyserve.api.keys import KeyRing
 from polyserve.api.ports import PortUnavailable, authority
 from polyserve_proto.v1 import polyserve_pb2 as pb
 from polyserve_proto.v1 import polyserve_pb2_grpc as pb_grpc
@@ -21,8 +23,9 @@ OPTIONS = (
 class GrpcServer:
     """Holds its port from the beginning, and answers from `start` on. Raises PortUnavailable."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._server = grpc.aio.server(options=OPTIONS)
+    def __init__(self, host: str, port: int, keys: KeyRing) -> None:
+        self._keys = keys
+        self._server = grpc.aio.server(options=OPTIONS, interceptors=(Authentication(keys),))
         self._health = health.aio.HealthServicer()
         try:
             self._server.add_insecure_port(authority(host, port))
@@ -32,7 +35,7 @@ class GrpcServer:
     async def start(self, frontend: Frontend) -> None:
         """Answer calls."""
         add_service = pb_grpc.add_PolyServeServicer_to_server
-        add_service(PolyServeService(frontend), self._server)  # type: ignore[no-untyped-call]  # generated code
+        add_service(PolyServeService(frontend, self._keys), self._server)  # type: ignore[no-untyped-call]  # generated code
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         await self._server.start()

@@ -13,6 +13,7 @@ from typing import TypeVar
 import grpc
 
 from polyserve.api.frontend import Admitted, Frontend, Usage
+from polyserve.api.grpc.authentication import authorization_of
 from polyserve.api.grpc.convert import (
     choice_delta,
     conversation,
@@ -21,6 +22,7 @@ from polyserve.api.grpc.convert import (
     sampling_options,
     usage_event,
 )
+from polyserve.api.keys import KeyRing
 from polyserve.errors import InternalError, InvalidRequest, PolyServeError, status_of
 from polyserve.log import get_logger
 from polyserve_proto.v1 import polyserve_pb2 as pb
@@ -34,8 +36,9 @@ Response = TypeVar("Response", pb.GenerateResponse, pb.ChatResponse)
 class PolyServeService(PolyServeServicer):
     """One served model over gRPC."""
 
-    def __init__(self, frontend: Frontend) -> None:
+    def __init__(self, frontend: Frontend, keys: KeyRing) -> None:
         self._frontend = frontend
+        self._keys = keys
 
     async def Generate(
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
@@ -45,7 +48,9 @@ class PolyServeService(PolyServeServicer):
             self._frontend.check_model(request.model or None)
             prompt = _prompt(request)
             options = sampling_options(request.params)
-            admitted = await self._frontend.admit_prompts(f"gen-{uuid.uuid4().hex}", [prompt], options)
+            admitted = await self._frontend.admit_prompts(
+                f"gen-{uuid.uuid4().hex}", [prompt], options, tenant=self._tenant(context)
+            )
             async with aclosing(self._events(admitted, pb.GenerateResponse)) as events:
                 async for event in events:
                     yield event
@@ -57,7 +62,9 @@ class PolyServeService(PolyServeServicer):
             refuse_unknown(request)
             self._frontend.check_model(request.model or None)
             options = sampling_options(request.params)
-            admitted = await self._frontend.admit_chat(f"chat-{uuid.uuid4().hex}", conversation(request), options)
+            admitted = await self._frontend.admit_chat(
+                f"chat-{uuid.uuid4().hex}", conversation(request), options, tenant=self._tenant(context)
+            )
             async with aclosing(self._events(admitted, pb.ChatResponse)) as events:
                 async for event in events:
                     yield event
@@ -103,6 +110,9 @@ class PolyServeService(PolyServeServicer):
                 bos_token_id=llm.bos_id,
                 eos_token_ids=llm.eos_ids,
             )
+
+    def _tenant(self, context: grpc.aio.ServicerContext) -> str | None:
+        return self._keys.authenticate(authorization_of(context.invocation_metadata()))
 
     async def _events(self, request: Admitted, event: type[Response]) -> AsyncGenerator[Response, None]:
         """One Prompt, the deltas of all choices, one Usage."""

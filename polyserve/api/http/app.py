@@ -4,17 +4,19 @@ from fastapi import FastAPI
 
 from polyserve import __version__
 from polyserve.api.frontend import Frontend
+from polyserve.api.http.authentication import Authentication
 from polyserve.api.http.chat import chat_router
 from polyserve.api.http.completions import completions_router
 from polyserve.api.http.errors import ErrorBody, add_error_handlers
 from polyserve.api.http.models import models_router
 from polyserve.api.http.operations import operations_router
 from polyserve.api.http.tokenizer import tokenizer_router
+from polyserve.api.keys import KeyRing
 
 ROUTERS = (chat_router, completions_router, models_router, tokenizer_router, operations_router)
 
 
-def create_app(frontend: Frontend) -> FastAPI:
+def create_app(frontend: Frontend, keys: KeyRing) -> FastAPI:
     """The application for one served model. `/openapi.json` describes it."""
     app = FastAPI(
         title="PolyServe",
@@ -27,4 +29,5 @@ def create_app(frontend: Frontend) -> FastAPI:
     for make_router in ROUTERS:
         app.include_router(make_router(frontend))
     add_error_handlers(app)
+    app.add_middleware(Authentication, keys)
     return app

@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from polyserve.api.frontend import shortened
 from polyserve.api.http.body import json_response
 from polyserve.api.http.sentences import sentence
-from polyserve.errors import InternalError, PolyServeError, status_of
+from polyserve.errors import InternalError, PolyServeError, Unauthenticated, status_of
 from polyserve.log import get_logger
 
 log = get_logger(__name__)
@@ -17,6 +17,12 @@ log = get_logger(__name__)
 def error_object(error: PolyServeError) -> dict[str, object]:
     """What a client reads."""
     return _object(error.message, status_of(error).openai_type, error.param, error.code)
+
+
+def error_response(error: PolyServeError) -> Response:
+    """The same as a whole answer."""
+    headers = {"www-authenticate": "Bearer"} if isinstance(error, Unauthenticated) else None
+    return json_response(error_object(error), status=status_of(error).http, headers=headers)
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -48,7 +54,7 @@ def _object(message: str, type_: str, param: str | None = None, code: str | None
 
 async def _handle_own(_: Request, error: Exception) -> Response:
     assert isinstance(error, PolyServeError)
-    return json_response(error_object(error), status=status_of(error).http)
+    return error_response(error)
 
 
 async def _handle_validation(request: Request, error: Exception) -> Response:
