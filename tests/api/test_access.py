@@ -17,6 +17,7 @@ from polyserve.api import keys as keys_module
 from polyserve.api.access import HTTP_ACCESS, RPC_ACCESS, Access
 from polyserve.api.http.app import create_app
 from polyserve.api.keys import VARIABLE, KeyRing, new_key
+from polyserve.api.protection import Protection
 from polyserve.cli.main import main
 from polyserve.errors import PermissionDenied, SettingsError, Unauthenticated
 from polyserve_proto.v1 import polyserve_pb2 as pb
@@ -30,7 +31,7 @@ ADMIN_SECRET, ADMIN_ENTRY = new_key("ops", admin=True)
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[LiveServer]:
-    with live_server(keys=KeyRing([ENTRY, ADMIN_ENTRY])) as server:
+    with live_server(protection=Protection(KeyRing([ENTRY, ADMIN_ENTRY]))) as server:
         yield server
 
 
@@ -50,7 +51,7 @@ def ask(server: LiveServer, path: str, method: str = "GET", key: str | None = No
 
 def routes() -> list[tuple[str, str]]:
     """Every method and path that the application knows."""
-    contexts = iter_route_contexts(create_app(fake_frontend(), KeyRing()).routes)
+    contexts = iter_route_contexts(create_app(fake_frontend(), Protection()).routes)
     return [
         (method, re.sub(r"{[\w:]+}", "x", route.path))
         for route in contexts

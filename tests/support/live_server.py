@@ -11,8 +11,8 @@ import httpx
 import uvloop
 
 from polyserve.api.frontend import Frontend
-from polyserve.api.keys import KeyRing
 from polyserve.api.ports import listen
+from polyserve.api.protection import Protection
 from polyserve.api.server import serve
 from support.fake_llm import FakeLLM, fake_frontend
 
@@ -30,9 +30,9 @@ class LiveServer:
     grpc_address: str
     announced: str
 
-    def __init__(self, make_llm: Callable[[], FakeLLM], keys: KeyRing) -> None:
+    def __init__(self, make_llm: Callable[[], FakeLLM], protection: Protection) -> None:
         self._make_llm = make_llm
-        self._keys = keys
+        self._protection = protection
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.exit_code: int | None = None
@@ -68,7 +68,7 @@ class LiveServer:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self.llm = self._make_llm()
-        self.frontend = fake_frontend(self.llm)
+        self.frontend = fake_frontend(self.llm, limits=self._protection.limits)
         with listen(HOST, 0) as http_socket, listen(HOST, 0) as grpc_socket:
             self.url = f"http://{HOST}:{http_socket.getsockname()[1]}"
             self.grpc_address = f"{HOST}:{grpc_socket.getsockname()[1]}"
@@ -80,7 +80,7 @@ class LiveServer:
                 host=HOST,
                 announce=self._announce,
                 grace_s=GRACE_S,
-                keys=self._keys,
+                protection=self._protection,
             )
 
     def _announce(self, text: str) -> None:
@@ -89,9 +89,11 @@ class LiveServer:
 
 
 @contextmanager
-def live_server(make_llm: Callable[[], FakeLLM] = FakeLLM, *, keys: KeyRing | None = None) -> Iterator[LiveServer]:
+def live_server(
+    make_llm: Callable[[], FakeLLM] = FakeLLM, *, protection: Protection | None = None
+) -> Iterator[LiveServer]:
     """A server for as long as the block runs."""
-    server = LiveServer(make_llm, keys or KeyRing())
+    server = LiveServer(make_llm, protection or Protection())
     server.start()
     try:
         yield server

@@ -6,8 +6,8 @@ which aborts the request in the engine.
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import TypeVar
 
 import grpc
@@ -53,7 +53,8 @@ class PolyServeService(PolyServeServicer):
             )
             async with aclosing(self._events(admitted, pb.GenerateResponse)) as events:
                 async for event in events:
-                    yield event
+                    with self._within_write_timeout():
+                        yield event
 
     async def Chat(
         self, request: pb.ChatRequest, context: grpc.aio.ServicerContext
@@ -67,7 +68,8 @@ class PolyServeService(PolyServeServicer):
             )
             async with aclosing(self._events(admitted, pb.ChatResponse)) as events:
                 async for event in events:
-                    yield event
+                    with self._within_write_timeout():
+                        yield event
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext) -> pb.TokenizeResponse:
         async with errors_as_status(context):
@@ -129,6 +131,17 @@ class PolyServeService(PolyServeServicer):
                     yield event(request_id=request_id, prompt=prompt)
                 yield event(request_id=request_id, delta=choice_delta(delta))
         yield event(request_id=request_id, usage=usage_event(usage))
+
+    @contextmanager
+    def _within_write_timeout(self) -> Iterator[None]:
+        """Cancel the call if the client does not read what is yielded inside."""
+        call = asyncio.current_task()
+        assert call is not None
+        timer = asyncio.get_running_loop().call_later(self._frontend.limits.write_timeout_s, call.cancel)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _token_bytes(self, token_ids: list[int]) -> list[bytes]:
         return [self._frontend.llm.tokenizer.token_bytes(token_id) for token_id in token_ids]
