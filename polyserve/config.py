@@ -100,11 +100,19 @@ class ServerConfig:
     chat_template: str | None = option(
         None, "a jinja file, or polylm-base, polylm-multialpaca, polylm-chat; default: the checkpoint's"
     )
+    api_keys_file: str | None = option(
+        None, "names and hashes of the keys that calls need (polyserve keys makes them); also POLYSERVE_API_KEYS"
+    )
+    tls_cert: str | None = option(None, "certificate in PEM, for HTTPS and gRPC over TLS; needs --tls-key")
+    tls_key: str | None = option(None, "its private key in PEM, without a password")
+    cors_origins: list[str] = option([], "origins whose web pages may call, such as https://example.org; default: none")
     max_logprobs: int = option(20, "most alternatives a request may ask for at each token")
     log_level: str = option("info", "least important lines to log", choices=("debug", "info", "warning", "error"))
 
     def __post_init__(self) -> None:
         _check_choices(self, "log_level", ("debug", "info", "warning", "error"))
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together, got one of them")
         for name in ("port", "grpc_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise ValueError(f"{name} must be between 0 and 65535, got {getattr(self, name)}")

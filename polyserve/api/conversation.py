@@ -101,6 +101,13 @@ class Conversation:
             raise InvalidRequest(why, param="continue_final_message")
 
     @property
+    def num_bytes(self) -> int:
+        """Of all that was said and called."""
+        texts = [message.content or "" for message in self.messages]
+        texts += [call.arguments for message in self.messages for call in message.tool_calls]
+        return sum(len(text.encode(errors="replace")) for text in texts)
+
+    @property
     def adds_generation_prompt(self) -> bool:
         if self.add_generation_prompt is None:
             return not self.continue_final_message
