@@ -67,17 +67,23 @@ class Usage:
 class Frontend:
     """One served model, as both protocols see it."""
 
-    def __init__(self, llm: AsyncLLM, *, model_name: str, limits: Limits | None = None) -> None:
+    def __init__(self, llm: AsyncLLM, *, model_names: Sequence[str], limits: Limits | None = None) -> None:
+        """model_names: what clients may call the model; responses carry the first."""
         self.llm = llm
         self.limits = limits or Limits()
-        self.model_name = model_name
+        self.model_names = tuple(model_names)
         self.created = int(time.time())
         self.metrics = Metrics(llm)
 
+    @property
+    def model_name(self) -> str:
+        return self.model_names[0]
+
     def check_model(self, name: str | None) -> None:
-        """Raise ModelNotFound unless the name is the served one or left out."""
-        if name is not None and name != self.model_name:
-            message = f"the model {shortened(name)} is not served here; this server has {self.model_name!r}"
+        """Raise ModelNotFound unless the name is a served one or left out."""
+        if name is not None and name not in self.model_names:
+            served = " or ".join(map(repr, self.model_names))
+            message = f"the model {shortened(name)} is not served here; this server has {served}"
             raise ModelNotFound(message, param="model", code="model_not_found")
 
     def check_alive(self) -> None:

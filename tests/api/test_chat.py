@@ -38,7 +38,6 @@ def test_an_answer_has_openais_shape(client: httpx.Client) -> None:
             "message": {"role": "assistant", "content": REPLY, "refusal": None},
             "logprobs": None,
             "finish_reason": "stop",
-            "stop_reason": None,
         }
     ]
 
@@ -197,8 +196,23 @@ def test_a_seed_decides_the_answer(client: httpx.Client) -> None:
     assert answers[0] == answers[1] != answers[2]
 
 
-def test_metadata_is_accepted(client: httpx.Client) -> None:
-    chat(client, user="ann", metadata={"run": "7"}, safety_identifier="s")
+def test_continuous_usage_is_in_every_chunk(client: httpx.Client) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last, _ = stream(client, n=2, max_tokens=4, stream_options=options)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[-1] == 8
+    assert (last["choices"], last["usage"]["completion_tokens"]) == ([], 8)
+    without_last = stream(client, max_tokens=4, stream_options={"continuous_usage_stats": True})[:-1]
+    assert all(chunk["choices"] and chunk["usage"] for chunk in without_last)
+
+
+def test_metadata_is_accepted_and_echoed_where_there_is_a_place(client: httpx.Client) -> None:
+    answer = chat(client, user="ann", metadata={"run": "7"}, safety_identifier="s", prompt_cache_key="k")
+    assert answer["metadata"] == {"run": "7"}
+    assert chat(client, service_tier="flex")["service_tier"] == "default"
+    assert {chunk["service_tier"] for chunk in stream(client, service_tier="auto")[:-1]} == {"default"}
+    assert "service_tier" not in chat(client)
 
 
 def test_options_of_openais_that_ask_for_nothing_are_accepted(client: httpx.Client) -> None:
@@ -213,7 +227,7 @@ def test_options_of_openais_that_ask_for_nothing_are_accepted(client: httpx.Clie
         modalities=["text"],
         audio=None,
         store=False,
-        service_tier="auto",
+        prompt_cache_retention="in_memory",
         verbosity="medium",
         reasoning_effort="none",
     )

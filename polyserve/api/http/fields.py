@@ -1,15 +1,18 @@
-"""The types of the fields of a body that JSON has no type for, each with its check and its JSON schema.
+"""What bodies are made of: their base, and types of fields that JSON lacks, each with its check and JSON schema.
 
 A check raises `invalid(...)`, whose message goes on after the field's name.
 """
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Annotated, Any
 
 import orjson
 from pydantic import (
     AfterValidator,
+    BaseModel,
     BeforeValidator,
+    ConfigDict,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     JsonValue,
@@ -21,6 +24,24 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from polyserve.api.http.sentences import described
 
 MAX_METADATA_CHARACTERS = 512
+MAX_METADATA_ENTRIES = 16
+MAX_METADATA_KEY_CHARACTERS = 64
+
+
+class Body(BaseModel):
+    """A JSON object. A string below a field is its description."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Metadata(Enum):
+    """Marks a field that OpenAI defines to have no effect on the answer."""
+
+    ACCEPTED = "accepted"
+    ECHOED = "echoed"  # the response has a place for it
+
+
+ACCEPTED, ECHOED = Metadata.ACCEPTED, Metadata.ECHOED
 
 
 def invalid(message: str) -> PydanticCustomError:
@@ -105,6 +126,15 @@ def _short(value: str) -> str:
     return value
 
 
+def _few(value: dict[str, str]) -> dict[str, str]:
+    if len(value) > MAX_METADATA_ENTRIES:
+        raise invalid(f"must have at most {MAX_METADATA_ENTRIES} entries, got {len(value)}")
+    for key in value:
+        if len(key) > MAX_METADATA_KEY_CHARACTERS:
+            raise invalid(f"must have keys of at most {MAX_METADATA_KEY_CHARACTERS} characters, got {described(key)}")
+    return value
+
+
 PROMPT_SCHEMA = {
     "anyOf": [
         {"type": "string"},
@@ -142,4 +172,5 @@ LogitBias = Annotated[dict[int, float], BeforeValidator(_token_numbers)]
 Stops = Annotated[list[str], PlainValidator(_stops), WithJsonSchema(STOP_SCHEMA)]
 Content = Annotated[str | None, PlainValidator(_content), WithJsonSchema(CONTENT_SCHEMA)]
 Label = Annotated[str, AfterValidator(_short)]
+MetadataMap = Annotated[dict[str, Label], AfterValidator(_few)]
 Unsupported = Annotated[JsonValue, Only()]
