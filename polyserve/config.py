@@ -101,10 +101,13 @@ class ServerConfig:
         None, "a jinja file, or polylm-base, polylm-multialpaca, polylm-chat; default: the checkpoint's"
     )
     max_logprobs: int = option(20, "most alternatives a request may ask for at each token")
+    step_timeout: float = option(60.0, "seconds after which an engine that is silent is stuck, and is started again")
     log_level: str = option("info", "least important lines to log", choices=("debug", "info", "warning", "error"))
 
     def __post_init__(self) -> None:
         _check_choices(self, "log_level", ("debug", "info", "warning", "error"))
+        if not self.step_timeout > 0:
+            raise ValueError(f"step_timeout must be more than 0, got {self.step_timeout}")
         for name in ("port", "grpc_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise ValueError(f"{name} must be between 0 and 65535, got {getattr(self, name)}")

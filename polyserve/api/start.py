@@ -13,11 +13,11 @@ import sys
 from polyserve.api.ports import PortUnavailable, listen
 from polyserve.api.stop import EXIT_FAILED, EXIT_STOPPED, told_to_stop, unless
 from polyserve.config import EngineConfig, ServerConfig
-from polyserve.service.engine_process import start_engine
+from polyserve.service.supervisor import Supervisor
 
 
 async def run(engine: EngineConfig, server: ServerConfig) -> int:
-    """Serve until SIGINT or SIGTERM (returns 0) or until the engine dies (returns 1). Raises ModelLoadError."""
+    """Serve until SIGINT or SIGTERM (returns 0) or until no engine stays alive (returns 1). Raises ModelLoadError."""
     stop = asyncio.Event()
     try:
         with (
@@ -34,7 +34,7 @@ async def run(engine: EngineConfig, server: ServerConfig) -> int:
 async def _run(
     engine: EngineConfig, server: ServerConfig, sockets: tuple[socket.socket, socket.socket], stop: asyncio.Event
 ) -> int:
-    started = await unless(stop, start_engine(engine))
+    started = await unless(stop, Supervisor.start(engine, step_timeout_s=server.step_timeout))
     if started is None:
         return EXIT_STOPPED
 
