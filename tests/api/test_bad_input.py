@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from polyserve.api.http.body import MAX_BODY_BYTES
+from polyserve.api.limits import Limits
 from support.fake_llm import FakeLLM
 
 CHAT = "/v1/chat/completions"
@@ -178,10 +178,10 @@ def test_a_wrong_method_is_a_405_that_says_the_right_one(client: httpx.Client) -
 
 def test_a_body_may_be_large_but_not_larger(client: httpx.Client) -> None:
     headers = {"content-type": "application/json"}
-    largest = b'{"prompt": "hi"}'.ljust(MAX_BODY_BYTES)
+    largest = b'{"prompt": "hi"}'.ljust(Limits().max_body_bytes)
     assert client.post(COMPLETIONS, content=largest, headers=headers).status_code == 200
     error = error_of(client.post(COMPLETIONS, content=largest + b" ", headers=headers), 413)
-    assert str(MAX_BODY_BYTES) in error["message"]
+    assert str(Limits().max_body_bytes) in error["message"]
 
 
 def test_a_body_of_unknown_length_is_counted_as_it_comes(client: httpx.Client) -> None:

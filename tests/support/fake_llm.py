@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import cast
 
 from polyserve.api.frontend import Frontend
+from polyserve.api.limits import Limits
 from polyserve.errors import EngineDead
 from polyserve.output import SequenceText, prompt_logprob_entries
 from polyserve.request import SequenceOutput, TokenLogprob, check_request
@@ -210,6 +211,6 @@ def scores(token_id: int, position: int, num_top: int) -> TokenLogprob:
     return TokenLogprob(token_id, logprob_of(token_id, position), ranked, [logprob_of(t, position) for t in ranked])
 
 
-def fake_frontend(llm: FakeLLM | None = None, *, model_name: str = "fake") -> Frontend:
+def fake_frontend(llm: FakeLLM | None = None, *, model_name: str = "fake", limits: Limits | None = None) -> Frontend:
     """A Frontend in front of a FakeLLM."""
-    return Frontend(cast(AsyncLLM, llm or FakeLLM()), model_name=model_name)
+    return Frontend(cast(AsyncLLM, llm or FakeLLM()), model_name=model_name, limits=limits)

@@ -15,6 +15,7 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 
 from polyserve.api.frontend import Admitted, Frontend, Usage
+from polyserve.api.http.authentication import tenant_of
 from polyserve.api.http.body import JsonRoute, json_response
 from polyserve.api.http.envelope import envelope, usage_object
 from polyserve.api.http.events import DONE, Chunks, EventStream, while_connected
@@ -34,7 +35,9 @@ def chat_router(frontend: Frontend) -> APIRouter:
         include_usage = body.wants_usage_chunk()
         request_id = f"chatcmpl-{uuid.uuid4().hex}"
         conversation = body.conversation(body.messages)
-        admitted = await frontend.admit_chat(request_id, conversation, body.options(), renamed=body.renamed())
+        admitted = await frontend.admit_chat(
+            request_id, conversation, body.options(), renamed=body.renamed(), tenant=tenant_of(request)
+        )
         answer = _Answer(frontend, body, admitted)
         if body.stream:
             return EventStream(answer.events(include_usage=include_usage))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Request, Response
 
 from polyserve.api.frontend import Admitted, Frontend, Usage
+from polyserve.api.http.authentication import tenant_of
 from polyserve.api.http.body import JsonRoute, json_response
 from polyserve.api.http.envelope import envelope, usage_object
 from polyserve.api.http.events import DONE, Chunks, EventStream, while_connected
@@ -34,7 +35,9 @@ def completions_router(frontend: Frontend) -> APIRouter:
         frontend.check_model(body.model)
         include_usage = body.wants_usage_chunk()
         request_id = f"cmpl-{uuid.uuid4().hex}"
-        admitted = await frontend.admit_prompts(request_id, body.prompt, body.options(), echo=bool(body.echo))
+        admitted = await frontend.admit_prompts(
+            request_id, body.prompt, body.options(), echo=bool(body.echo), tenant=tenant_of(request)
+        )
         answer = _Answer(frontend, body, admitted)
         if body.stream:
             return EventStream(answer.events(include_usage=include_usage))
