@@ -18,7 +18,7 @@ def envelope(frontend: Frontend, request: Admitted, *, kind: str) -> dict[str, o
 
 
 def ending(delta: ChoiceDelta) -> dict[str, object]:
-    """How a choice ends, if it does; `stop_reason` is the request's stop string or token that ended it."""
+    """How a choice ends, if it does. `stop_reason`, our own, is the request's stop string or token that ended it."""
     end: dict[str, object] = {"finish_reason": delta.finish_reason}
     if delta.stop_reason is not None:
         end["stop_reason"] = delta.stop_reason
