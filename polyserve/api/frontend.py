@@ -103,14 +103,18 @@ class Frontend:
         """Check a completion. `options` are those fields of SamplingParams that the client gave."""
         arrived = time.monotonic()
         params = self._sampling_params(options, scores_prompt=echo)
-        self.limits.check_prompts(prompts, params)
-        for text in prompts:
-            if isinstance(text, str):
-                self.limits.check_length(len(text.encode(errors="replace")), max_model_len=self.llm.max_model_len)
+        self.check_inputs(prompts, params)
         read = [await self.read_prompt(prompt) for prompt in prompts]
         for prompt in read:
             self.llm.check(prompt.token_ids, params)
         return Admitted(request_id=request_id, prompts=read, params=params, arrived=arrived, tenant=tenant)
+
+    def check_inputs(self, prompts: Sequence[str | Sequence[int]], params: SamplingParams) -> None:
+        """Raise InvalidRequest for what can be refused before anything is tokenised."""
+        self.limits.check_prompts(prompts, params)
+        for text in prompts:
+            if isinstance(text, str):
+                self.limits.check_length(len(text.encode(errors="replace")), max_model_len=self.llm.max_model_len)
 
     async def admit_chat(
         self,

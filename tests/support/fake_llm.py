@@ -6,6 +6,7 @@ many tokens as REPLY has. Log-probabilities are `logprob_of(token, position)`. W
     hold(n)         every request waits after n tokens           fail(n, e)  every request raises `e` after n tokens
     release()       they go on
     die()           the engine is dead                           seen        params of every request, in order
+                                                                 embedded    token ids and pooling of every vector
 Made and used on one event loop; what a test reads or sets from another thread are plain attributes.
 """
 
@@ -29,6 +30,7 @@ VOCAB_SIZE = 258
 MAX_MODEL_LEN = 400
 MAX_LOGPROBS = 20
 NUM_CANDIDATES = 40
+MODEL_SIZE = 6
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role == 'user' and message.content == 'refuse me' %}{{ raise_exception('not this') }}{% endif %}"
@@ -79,6 +81,7 @@ class FakeLLM:
         """Forget what was seen and what was asked for."""
         self.aborted: list[str] = []
         self.seen: list[SamplingParams] = []
+        self.embedded: list[tuple[list[int], str]] = []
         self._hold_after: int | None = None
         self._failure: tuple[int, Exception] | None = None
 
@@ -162,6 +165,24 @@ class FakeLLM:
             self.live.discard(request_id)
             if texts:
                 self.aborted.append(request_id)
+
+    async def embed(self, request_id: str, prompt_ids: Sequence[int], *, pooling: str) -> list[float]:
+        """As many components as MODEL_SIZE, of which the first says how long the prompt is."""
+        self.embedded.append((list(prompt_ids), pooling))
+        self.live.add(request_id)
+        ended = False
+        try:
+            await self._disturb(0)
+            ended = True
+        finally:
+            self.live.discard(request_id)
+            if not ended:
+                self.aborted.append(request_id)
+        return [
+            len(prompt_ids),
+            1.0 if pooling == "mean" else 2.0,
+            *(0.5 + prompt_ids[-1] for _ in range(MODEL_SIZE - 2)),
+        ]
 
     async def _disturb(self, position: int) -> None:
         """Whatever the test asked to happen before the token at this position."""

@@ -12,24 +12,33 @@ from typing import TypeVar
 
 import grpc
 
+from polyserve.api.embeddings import embed
 from polyserve.api.frontend import Admitted, Frontend, Usage
 from polyserve.api.grpc.authentication import authorization_of
 from polyserve.api.grpc.convert import (
     choice_delta,
     conversation,
+    embed_inputs,
+    pooling,
     prompt_event,
     refuse_unknown,
     sampling_options,
     usage_event,
 )
+from polyserve.api.grpc.errors import errors_as_status
 from polyserve.api.keys import KeyRing
-from polyserve.errors import InternalError, InvalidRequest, PolyServeError, status_of
-from polyserve.log import get_logger
+from polyserve.errors import InvalidRequest
 from polyserve_proto.v1 import polyserve_pb2 as pb
 from polyserve_proto.v1.polyserve_pb2_grpc import PolyServeServicer
 
-log = get_logger(__name__)
-
+Request = (
+    pb.GenerateRequest
+    | pb.ChatRequest
+    | pb.EmbedRequest
+    | pb.TokenizeRequest
+    | pb.DetokenizeRequest
+    | pb.GetModelRequest
+)
 Response = TypeVar("Response", pb.GenerateResponse, pb.ChatResponse)
 
 
@@ -43,9 +52,7 @@ class PolyServeService(PolyServeServicer):
     async def Generate(
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        async with errors_as_status(context):
-            refuse_unknown(request)
-            self._frontend.check_model(request.model or None)
+        async with self._call(request, context):
             prompt = _prompt(request)
             options = sampling_options(request.params)
             admitted = await self._frontend.admit_prompts(
@@ -59,9 +66,7 @@ class PolyServeService(PolyServeServicer):
     async def Chat(
         self, request: pb.ChatRequest, context: grpc.aio.ServicerContext
     ) -> AsyncGenerator[pb.ChatResponse, None]:
-        async with errors_as_status(context):
-            refuse_unknown(request)
-            self._frontend.check_model(request.model or None)
+        async with self._call(request, context):
             options = sampling_options(request.params)
             admitted = await self._frontend.admit_chat(
                 f"chat-{uuid.uuid4().hex}", conversation(request), options, tenant=self._tenant(context)
@@ -71,11 +76,26 @@ class PolyServeService(PolyServeServicer):
                     with self._within_write_timeout():
                         yield event
 
-    async def Tokenize(self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext) -> pb.TokenizeResponse:
-        async with errors_as_status(context):
-            refuse_unknown(request)
+    async def Embed(self, request: pb.EmbedRequest, context: grpc.aio.ServicerContext) -> pb.EmbedResponse:
+        async with self._call(request, context, compresses=True):
             frontend = self._frontend
-            frontend.check_model(request.model or None)
+            embeddings = await embed(
+                frontend,
+                f"embd-{uuid.uuid4().hex}",
+                embed_inputs(request),
+                pooling=pooling(request),
+                dimensions=request.dimensions if request.HasField("dimensions") else None,
+            )
+            return pb.EmbedResponse(
+                embeddings=[pb.Embedding(values=vector.tolist()) for vector in embeddings.vectors],
+                prompt_tokens=embeddings.prompt_tokens,
+                model=frontend.model_name,
+                system_fingerprint=frontend.llm.numerics_id,
+            )
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext) -> pb.TokenizeResponse:
+        async with self._call(request, context, compresses=True):
+            frontend = self._frontend
             adds = request.add_special_tokens if request.HasField("add_special_tokens") else None
             kind = request.WhichOneof("input")
             if kind is None:
@@ -92,17 +112,13 @@ class PolyServeService(PolyServeServicer):
     async def Detokenize(
         self, request: pb.DetokenizeRequest, context: grpc.aio.ServicerContext
     ) -> pb.DetokenizeResponse:
-        async with errors_as_status(context):
-            refuse_unknown(request)
-            self._frontend.check_model(request.model or None)
+        async with self._call(request, context, compresses=True):
             skips = request.skip_special_tokens
             text = await self._frontend.decode(request.token_ids, field="token_ids", skip_special_tokens=skips)
             return pb.DetokenizeResponse(text=text)
 
     async def GetModel(self, request: pb.GetModelRequest, context: grpc.aio.ServicerContext) -> pb.GetModelResponse:
-        async with errors_as_status(context):
-            refuse_unknown(request)
-            self._frontend.check_model(request.model or None)
+        async with self._call(request, context):
             llm = self._frontend.llm
             return pb.GetModelResponse(
                 model=self._frontend.model_name,
@@ -115,6 +131,20 @@ class PolyServeService(PolyServeServicer):
 
     def _tenant(self, context: grpc.aio.ServicerContext) -> str | None:
         return self._keys.authenticate(authorization_of(context.invocation_metadata()))
+
+    @asynccontextmanager
+    async def _call(
+        self, request: Request, context: grpc.aio.ServicerContext, *, compresses: bool = False
+    ) -> AsyncIterator[None]:
+        """How every call begins and how its errors end it. compresses: the answer can be large, and its client can wait
+        for it to be packed, if it takes gzip."""
+        async with errors_as_status(context):
+            refuse_unknown(request)
+            self._frontend.check_model(request.model or None)
+            if compresses:
+                context.set_compression(grpc.Compression.Gzip)
+                await context.send_initial_metadata(())  # which says so; grpc.aio itself forgets to
+            yield
 
     async def _events(self, request: Admitted, event: type[Response]) -> AsyncGenerator[Response, None]:
         """One Prompt, the deltas of all choices, one Usage."""
@@ -145,19 +175,6 @@ class PolyServeService(PolyServeServicer):
 
     def _token_bytes(self, token_ids: list[int]) -> list[bytes]:
         return [self._frontend.llm.tokenizer.token_bytes(token_id) for token_id in token_ids]
-
-
-@asynccontextmanager
-async def errors_as_status(context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
-    """End the call with the status of the error, and with HTTP's message."""
-    try:
-        yield
-    except PolyServeError as error:
-        await context.abort(grpc.StatusCode[status_of(error).grpc], error.message)
-    except Exception:
-        log.exception("a call met a fault of the server")
-        fault = InternalError("the server met an internal error")
-        await context.abort(grpc.StatusCode[status_of(fault).grpc], fault.message)
 
 
 def _prompt(request: pb.GenerateRequest) -> str | list[int]:

@@ -144,6 +144,27 @@ class Completion(Envelope):
     usage: UsageObject | None = None
 
 
+class EmbeddingObject(Answer):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+    """Of unit length; base64 where that was asked for."""
+
+
+class EmbeddingUsage(Answer):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(Answer):
+    """One vector for each input, in order."""
+
+    object: Literal["list"]
+    data: list[EmbeddingObject]
+    model: str
+    usage: EmbeddingUsage
+
+
 class Model(Answer):
     """The served model under one of its names."""
 

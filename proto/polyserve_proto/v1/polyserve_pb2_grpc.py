@@ -44,6 +44,11 @@ class PolyServeStub:
                 request_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.ChatRequest.SerializeToString,
                 response_deserializer=polyserve__proto_dot_v1_dot_polyserve__pb2.ChatResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/polyserve.v1.PolyServe/Embed',
+                request_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=polyserve__proto_dot_v1_dot_polyserve__pb2.EmbedResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/polyserve.v1.PolyServe/Tokenize',
                 request_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.TokenizeRequest.SerializeToString,
@@ -73,6 +78,13 @@ class PolyServeServicer:
 
     def Chat(self, request, context):
         """Answer a conversation, written out by the model's chat template. The same order of events as Generate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Embed(self, request, context):
+        """Vectors of texts: the pooled final hidden states, at unit length.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,6 +123,11 @@ def add_PolyServeServicer_to_server(servicer, server):
                     servicer.Chat,
                     request_deserializer=polyserve__proto_dot_v1_dot_polyserve__pb2.ChatRequest.FromString,
                     response_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.ChatResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=polyserve__proto_dot_v1_dot_polyserve__pb2.EmbedRequest.FromString,
+                    response_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.EmbedResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -182,6 +199,33 @@ class PolyServe:
             '/polyserve.v1.PolyServe/Chat',
             polyserve__proto_dot_v1_dot_polyserve__pb2.ChatRequest.SerializeToString,
             polyserve__proto_dot_v1_dot_polyserve__pb2.ChatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyserve.v1.PolyServe/Embed',
+            polyserve__proto_dot_v1_dot_polyserve__pb2.EmbedRequest.SerializeToString,
+            polyserve__proto_dot_v1_dot_polyserve__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,
