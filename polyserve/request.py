@@ -27,6 +27,7 @@ class Request:
     prompt_ids: list[int]
     params: SamplingParams  # the seed is set
     pooling: Pooling | None = None  # then params.max_tokens is 0
+    answered: dict[int, list[int]] | None = None  # of one that goes on: what each choice that has not ended has by now
 
 
 @dataclass(frozen=True, slots=True)
