@@ -4,20 +4,18 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polyserve.api.frontend import Frontend, Prompt, naming
 from polyserve.errors import InvalidRequest
-from polyserve.sampling_params import SamplingParams
+from polyserve.pooling import Pooling
+from polyserve.request import POOLED
 
-Pooling = Literal["mean", "last"]
 Vector = NDArray[np.float32]
 
 DEFAULT_POOLING: Pooling = "last"  # it alone has seen the whole text
-SCORING = SamplingParams(max_tokens=0)  # as long as a prompt may be of which nothing is generated
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +42,10 @@ async def embed(
     if dimensions is not None and dimensions < 1:
         raise InvalidRequest(f"dimensions must be at least 1, got {dimensions}", param="dimensions")
     with naming({"prompt": "input"}):
-        frontend.check_inputs(inputs, SCORING)
+        frontend.check_inputs(inputs, POOLED)
         prompts = [await frontend.read_prompt(one) for one in inputs]
         for prompt in prompts:
-            frontend.llm.check(prompt.token_ids, SCORING)
+            frontend.llm.check(prompt.token_ids, POOLED)
 
     async def compute(index: int, prompt: Prompt) -> Vector:
         with frontend.metrics.request(arrived, len(prompt.token_ids), 0):

@@ -83,7 +83,7 @@ def test_fewer_dimensions_have_unit_length_again(client: httpx.Client) -> None:
         ({"dimensions": MODEL_SIZE + 1}, "dimensions", f"at most {MODEL_SIZE}"),
         ({"dimensions": "2"}, "dimensions", "whole number"),
         ({"encoding_format": "hex"}, "encoding_format", "got 'hex'"),
-        ({"pooling": "max"}, "pooling", "must be 'mean' or 'last'"),
+        ({"pooling": "max"}, "pooling", "must be 'last' or 'mean'"),
         ({"temperature": 1}, "temperature", "not a field"),
     ],
     ids=str,

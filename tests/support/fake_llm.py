@@ -1,7 +1,8 @@
 """AsyncLLM without an engine: the same attributes and calls, one token a byte, answers known beforehand.
 
 Choice c of a prompt answers REPLY from its (seed + c)-th byte on, round and round (no seed: 0), then </s>, after as
-many tokens as REPLY has. Log-probabilities are `logprob_of(token, position)`. What goes on can be disturbed:
+many tokens as REPLY has. Log-probabilities are `logprob_of(token, position)`, a prompt's
+embedding is `vector_of` it. What goes on can be disturbed:
     live            ids of requests that are being served        aborted     ids of those that were left before the end
     hold(n)         every request waits after n tokens           fail(n, e)  every request raises `e` after n tokens
     release()       they go on
@@ -18,7 +19,8 @@ from polyserve.api.frontend import Frontend
 from polyserve.api.limits import Limits
 from polyserve.errors import EngineDead
 from polyserve.output import SequenceText, prompt_logprob_entries
-from polyserve.request import SequenceOutput, TokenLogprob, check_request
+from polyserve.pooling import Pooling
+from polyserve.request import POOLED, SequenceOutput, TokenLogprob, check_request
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.async_llm import AsyncLLM, ChoiceDelta
 from polyserve.service.messages import EngineStats
@@ -166,8 +168,8 @@ class FakeLLM:
             if texts:
                 self.aborted.append(request_id)
 
-    async def embed(self, request_id: str, prompt_ids: Sequence[int], *, pooling: str) -> list[float]:
-        """As many components as MODEL_SIZE, of which the first says how long the prompt is."""
+    async def embed(self, request_id: str, prompt_ids: Sequence[int], *, pooling: Pooling) -> list[float]:
+        self.check(prompt_ids, POOLED)
         self.embedded.append((list(prompt_ids), pooling))
         self.live.add(request_id)
         ended = False
@@ -178,11 +180,7 @@ class FakeLLM:
             self.live.discard(request_id)
             if not ended:
                 self.aborted.append(request_id)
-        return [
-            len(prompt_ids),
-            1.0 if pooling == "mean" else 2.0,
-            *(0.5 + prompt_ids[-1] for _ in range(MODEL_SIZE - 2)),
-        ]
+        return vector_of(prompt_ids, pooling)
 
     async def _disturb(self, position: int) -> None:
         """Whatever the test asked to happen before the token at this position."""
@@ -220,6 +218,11 @@ def next_output(
         prompt_logprobs=scored,
         num_cached_tokens=4 if position == 0 else 0,
     )
+
+
+def vector_of(prompt_ids: Sequence[int], pooling: Pooling) -> list[float]:
+    """MODEL_SIZE numbers, the first of which grows with the prompt."""
+    return [len(prompt_ids), 1.0 if pooling == "mean" else 2.0, *[0.5 + prompt_ids[-1]] * (MODEL_SIZE - 2)]
 
 
 def logprob_of(token_id: int, position: int) -> float:

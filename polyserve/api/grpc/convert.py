@@ -11,10 +11,10 @@ from google.protobuf.message import Message as ProtoMessage
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from polyserve.api.conversation import ROLES, Conversation, Message, ToolCall
-from polyserve.api.embeddings import Pooling
 from polyserve.api.frontend import Admitted, Usage
 from polyserve.errors import InvalidRequest
 from polyserve.output import LogprobEntry, TopLogprob
+from polyserve.pooling import Pooling
 from polyserve.service.async_llm import ChoiceDelta
 from polyserve.tokenizer.base import Tokenizer
 from polyserve_proto.v1 import polyserve_pb2 as pb

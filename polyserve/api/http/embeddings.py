@@ -6,12 +6,13 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
 
-from polyserve.api.embeddings import Embeddings, Pooling, embed
+from polyserve.api.embeddings import Embeddings, embed
 from polyserve.api.frontend import Frontend
 from polyserve.api.http.answers import EmbeddingList, answers
 from polyserve.api.http.body import JsonRoute, json_response
 from polyserve.api.http.events import while_connected
 from polyserve.api.http.fields import ACCEPTED, Body, Label, Prompts
+from polyserve.pooling import Pooling
 
 
 class EmbeddingsBody(Body):
