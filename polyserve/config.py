@@ -108,6 +108,8 @@ class ServerConfig:
     tls_cert: str | None = option(None, "certificate in PEM, for HTTPS and gRPC over TLS; needs --tls-key")
     tls_key: str | None = option(None, "its private key in PEM, without a password")
     cors_origins: list[str] = option([], "origins whose web pages may call, such as https://example.org; default: none")
+    store: str | None = option(None, "file to keep chat completions in whose requests say so; default: none are kept")
+    store_limit: int = option(1000, "stored completions of one API key; the oldest go first")
     max_logprobs: int = option(20, "most alternatives a request may ask for at each token")
     step_timeout: float = option(60.0, "seconds after which an engine that is silent is stuck, and is started again")
     request_timeout: float = option(600.0, "seconds that a request may take; clients can ask for less, not for more")
@@ -121,6 +123,8 @@ class ServerConfig:
                 raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
         if not self.drain_timeout >= 0:
             raise ValueError(f"drain_timeout must be at least 0, got {self.drain_timeout}")
+        if self.store_limit < 1:
+            raise ValueError(f"store_limit must be at least 1, got {self.store_limit}")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key go together, got one of them")
         for name in ("port", "grpc_port"):

@@ -18,7 +18,8 @@ from polyserve.api.conversation import Conversation
 from polyserve.api.limits import Limits
 from polyserve.api.merge import merged
 from polyserve.api.metrics import Metrics
-from polyserve.errors import EngineDead, InvalidRequest, ModelNotFound
+from polyserve.api.store import Store
+from polyserve.errors import EngineDead, InvalidRequest, ModelNotFound, NotFound
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.async_llm import AsyncLLM, ChoiceDelta
 
@@ -67,12 +68,15 @@ class Usage:
 class Frontend:
     """One served model, as both protocols see it."""
 
-    def __init__(self, llm: AsyncLLM, *, model_names: Sequence[str], limits: Limits | None = None) -> None:
-        """model_names: what clients may call the model; responses carry the first."""
+    def __init__(
+        self, llm: AsyncLLM, *, model_names: Sequence[str], limits: Limits | None = None, store: Store | None = None
+    ) -> None:
+        """model_names: what clients may call the model; responses carry the first.  store: of completions."""
         self.llm = llm
         self.limits = limits or Limits()
         self.model_names = tuple(model_names)
         self.created = int(time.time())
+        self._store = store
         self.metrics = Metrics(llm)
 
     @property
@@ -85,6 +89,18 @@ class Frontend:
             served = " or ".join(map(repr, self.model_names))
             message = f"the model {shortened(name)} is not served here; this server has {served}"
             raise ModelNotFound(message, param="model", code="model_not_found")
+
+    @property
+    def completions(self) -> Store:
+        """The completions that were kept. Raises NotFound where none are."""
+        if self._store is None:
+            raise NotFound("this server keeps no completions: it was started without --store", code="not_stored")
+        return self._store
+
+    def check_store(self, wanted: bool) -> None:
+        """Raise InvalidRequest if an answer is to be kept that cannot be."""
+        if wanted and self._store is None:
+            raise InvalidRequest("store is not supported by this server: it was started without --store", param="store")
 
     def check_alive(self) -> None:
         """Raise EngineDead if nothing can be generated any more."""

@@ -10,11 +10,15 @@ import asyncio
 import resource
 import socket
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 from polyserve.api.limits import Limits
 from polyserve.api.ports import PortUnavailable, listen
 from polyserve.api.protection import Protection
 from polyserve.api.stop import EXIT_FAILED, EXIT_STOPPED, told_to_stop, unless
+from polyserve.api.store import Store
 from polyserve.config import EngineConfig, ServerConfig
 from polyserve.log import get_logger
 from polyserve.service.supervisor import Supervisor
@@ -36,7 +40,8 @@ async def run(engine: EngineConfig, server: ServerConfig, limits: Limits | None 
             listen(server.host, server.grpc_port) as grpc_socket,
             told_to_stop(stop),
         ):
-            return await _run(engine, server, (http_socket, grpc_socket), stop, protection)
+            async with _store(server) as store:
+                return await _run(engine, server, (http_socket, grpc_socket), stop, protection, store)
     except PortUnavailable as error:
         sys.stderr.write(f"polyserve: {error}\n")
         return EXIT_FAILED
@@ -48,6 +53,7 @@ async def _run(
     sockets: tuple[socket.socket, socket.socket],
     stop: asyncio.Event,
     protection: Protection,
+    store: Store | None,
 ) -> int:
     if not protection.keys.required and not _is_local(server.host):
         log.warning("no API keys: whoever reaches %s can use this server", server.host)
@@ -64,10 +70,24 @@ async def _run(
     if llm is None:
         return EXIT_STOPPED
     try:
-        frontend = Frontend(llm, model_names=server.served_model_name or [engine.model], limits=protection.limits)
+        names = server.served_model_name or [engine.model]
+        frontend = Frontend(llm, model_names=names, limits=protection.limits, store=store)
         return await serve(frontend, *sockets, stop, host=server.host, announce=say, protection=protection)
     finally:
         await llm.close()
+
+
+@asynccontextmanager
+async def _store(server: ServerConfig) -> AsyncIterator[Store | None]:
+    """Where completions are kept, if they are. Raises SettingsError."""
+    if server.store is None:
+        yield None
+        return
+    store = await Store.open(Path(server.store), limit=server.store_limit)
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 def _allow_descriptors() -> None:

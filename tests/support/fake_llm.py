@@ -17,6 +17,7 @@ from typing import cast
 
 from polyserve.api.frontend import Frontend
 from polyserve.api.limits import Limits
+from polyserve.api.store import Store
 from polyserve.errors import EngineDead
 from polyserve.output import SequenceText, prompt_logprob_entries
 from polyserve.pooling import Pooling
@@ -237,6 +238,6 @@ def scores(token_id: int, position: int, num_top: int) -> TokenLogprob:
     return TokenLogprob(token_id, logprob_of(token_id, position), ranked, [logprob_of(t, position) for t in ranked])
 
 
-def fake_frontend(llm: FakeLLM | None = None, *, limits: Limits | None = None) -> Frontend:
+def fake_frontend(llm: FakeLLM | None = None, *, limits: Limits | None = None, store: Store | None = None) -> Frontend:
     """A Frontend in front of a FakeLLM."""
-    return Frontend(cast(AsyncLLM, llm or FakeLLM()), model_names=("fake", "org/alias"), limits=limits)
+    return Frontend(cast(AsyncLLM, llm or FakeLLM()), model_names=("fake", "org/alias"), limits=limits, store=store)

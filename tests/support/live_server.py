@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import uvloop
@@ -14,11 +15,13 @@ from polyserve.api.frontend import Frontend
 from polyserve.api.ports import listen
 from polyserve.api.protection import Protection
 from polyserve.api.server import serve
+from polyserve.api.store import Store
 from support.fake_llm import FakeLLM, fake_frontend
 
 HOST = "127.0.0.1"
 TIMEOUT_S = 10.0
 GRACE_S = 0.2
+STORE_LIMIT = 5  # completions of a tenant
 
 
 class LiveServer:
@@ -30,8 +33,9 @@ class LiveServer:
     grpc_address: str
     announced: str
 
-    def __init__(self, make_llm: Callable[[], FakeLLM], protection: Protection) -> None:
+    def __init__(self, make_llm: Callable[[], FakeLLM], protection: Protection, store_path: Path | None) -> None:
         self._make_llm = make_llm
+        self._store_path = store_path
         self._protection = protection
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -68,7 +72,10 @@ class LiveServer:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self.llm = self._make_llm()
-        self.frontend = fake_frontend(self.llm, limits=self._protection.limits)
+        store = None
+        if self._store_path is not None:
+            store = await Store.open(self._store_path, limit=STORE_LIMIT)
+        self.frontend = fake_frontend(self.llm, limits=self._protection.limits, store=store)
         with listen(HOST, 0) as http_socket, listen(HOST, 0) as grpc_socket:
             self.url = f"http://{HOST}:{http_socket.getsockname()[1]}"
             self.grpc_address = f"{HOST}:{grpc_socket.getsockname()[1]}"
@@ -90,10 +97,10 @@ class LiveServer:
 
 @contextmanager
 def live_server(
-    make_llm: Callable[[], FakeLLM] = FakeLLM, *, protection: Protection | None = None
+    make_llm: Callable[[], FakeLLM] = FakeLLM, *, protection: Protection | None = None, store_path: Path | None = None
 ) -> Iterator[LiveServer]:
     """A server for as long as the block runs."""
-    server = LiveServer(make_llm, protection or Protection())
+    server = LiveServer(make_llm, protection or Protection(), store_path)
     server.start()
     try:
         yield server

@@ -6,53 +6,39 @@ which aborts the request in the engine.
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import TypeVar
 
 import grpc
 
 from polyserve.api.embeddings import embed
-from polyserve.api.frontend import Admitted, Frontend, Usage
-from polyserve.api.grpc.authentication import authorization_of
+from polyserve.api.frontend import Admitted, Usage
 from polyserve.api.grpc.convert import (
     choice_delta,
     conversation,
     embed_inputs,
     pooling,
     prompt_event,
-    refuse_unknown,
     sampling_options,
     usage_event,
 )
-from polyserve.api.grpc.errors import errors_as_status
-from polyserve.api.keys import KeyRing
+from polyserve.api.grpc.stored import StoredCompletionCalls
+from polyserve.api.metadata import check_metadata
+from polyserve.api.recording import Recording
 from polyserve.errors import InvalidRequest
 from polyserve_proto.v1 import polyserve_pb2 as pb
-from polyserve_proto.v1.polyserve_pb2_grpc import PolyServeServicer
 
-Request = (
-    pb.GenerateRequest
-    | pb.ChatRequest
-    | pb.EmbedRequest
-    | pb.TokenizeRequest
-    | pb.DetokenizeRequest
-    | pb.GetModelRequest
-)
 Response = TypeVar("Response", pb.GenerateResponse, pb.ChatResponse)
 
 
-class PolyServeService(PolyServeServicer):
+class PolyServeService(StoredCompletionCalls):
     """One served model over gRPC."""
-
-    def __init__(self, frontend: Frontend, keys: KeyRing) -> None:
-        self._frontend = frontend
-        self._keys = keys
 
     async def Generate(
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        async with self._call(request, context):
+        async with self._call(request, context, model=request.model):
             prompt = _prompt(request)
             options = sampling_options(request.params)
             admitted = await self._frontend.admit_prompts(
@@ -66,18 +52,21 @@ class PolyServeService(PolyServeServicer):
     async def Chat(
         self, request: pb.ChatRequest, context: grpc.aio.ServicerContext
     ) -> AsyncGenerator[pb.ChatResponse, None]:
-        async with self._call(request, context):
-            options = sampling_options(request.params)
+        async with self._call(request, context, model=request.model):
+            self._frontend.check_store(request.store)
+            check_metadata(request.metadata)
+            options, asked = sampling_options(request.params), conversation(request)
             admitted = await self._frontend.admit_chat(
-                f"chat-{uuid.uuid4().hex}", conversation(request), options, tenant=self._tenant(context)
+                f"chat-{uuid.uuid4().hex}", asked, options, tenant=self._tenant(context)
             )
-            async with aclosing(self._events(admitted, pb.ChatResponse)) as events:
+            recording = Recording(asked.messages, request.metadata) if request.store else None
+            async with aclosing(self._events(admitted, pb.ChatResponse, recording)) as events:
                 async for event in events:
                     with self._within_write_timeout():
                         yield event
 
     async def Embed(self, request: pb.EmbedRequest, context: grpc.aio.ServicerContext) -> pb.EmbedResponse:
-        async with self._call(request, context, compresses=True):
+        async with self._call(request, context, model=request.model, compresses=True):
             frontend = self._frontend
             embeddings = await embed(
                 frontend,
@@ -94,7 +83,7 @@ class PolyServeService(PolyServeServicer):
             )
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext) -> pb.TokenizeResponse:
-        async with self._call(request, context, compresses=True):
+        async with self._call(request, context, model=request.model, compresses=True):
             frontend = self._frontend
             adds = request.add_special_tokens if request.HasField("add_special_tokens") else None
             kind = request.WhichOneof("input")
@@ -112,13 +101,13 @@ class PolyServeService(PolyServeServicer):
     async def Detokenize(
         self, request: pb.DetokenizeRequest, context: grpc.aio.ServicerContext
     ) -> pb.DetokenizeResponse:
-        async with self._call(request, context, compresses=True):
+        async with self._call(request, context, model=request.model, compresses=True):
             skips = request.skip_special_tokens
             text = await self._frontend.decode(request.token_ids, field="token_ids", skip_special_tokens=skips)
             return pb.DetokenizeResponse(text=text)
 
     async def GetModel(self, request: pb.GetModelRequest, context: grpc.aio.ServicerContext) -> pb.GetModelResponse:
-        async with self._call(request, context):
+        async with self._call(request, context, model=request.model):
             llm = self._frontend.llm
             return pb.GetModelResponse(
                 model=self._frontend.model_name,
@@ -129,24 +118,9 @@ class PolyServeService(PolyServeServicer):
                 eos_token_ids=llm.eos_ids,
             )
 
-    def _tenant(self, context: grpc.aio.ServicerContext) -> str | None:
-        return self._keys.authenticate(authorization_of(context.invocation_metadata()))
-
-    @asynccontextmanager
-    async def _call(
-        self, request: Request, context: grpc.aio.ServicerContext, *, compresses: bool = False
-    ) -> AsyncIterator[None]:
-        """How every call begins and how its errors end it. compresses: the answer can be large, and its client can wait
-        for it to be packed, if it takes gzip."""
-        async with errors_as_status(context):
-            refuse_unknown(request)
-            self._frontend.check_model(request.model or None)
-            if compresses:
-                context.set_compression(grpc.Compression.Gzip)
-                await context.send_initial_metadata(())  # which says so; grpc.aio itself forgets to
-            yield
-
-    async def _events(self, request: Admitted, event: type[Response]) -> AsyncGenerator[Response, None]:
+    async def _events(
+        self, request: Admitted, event: type[Response], recording: Recording | None = None
+    ) -> AsyncGenerator[Response, None]:
         """One Prompt, the deltas of all choices, one Usage."""
         llm, request_id = self._frontend.llm, request.request_id
         usage = Usage.of(request)
@@ -154,12 +128,16 @@ class PolyServeService(PolyServeServicer):
         async with aclosing(self._frontend.run(request)) as deltas:
             async for prompt_index, delta in deltas:
                 usage.count(prompt_index, delta)
+                if recording is not None:
+                    recording.delta(delta)
                 if not opened:
                     opened = True
                     prompt = await asyncio.to_thread(prompt_event, request, delta, llm.tokenizer)
                     prompt.model, prompt.system_fingerprint = self._frontend.model_name, llm.numerics_id
                     yield event(request_id=request_id, prompt=prompt)
                 yield event(request_id=request_id, delta=choice_delta(delta))
+        if recording is not None:
+            await recording.keep(self._frontend, request, usage)
         yield event(request_id=request_id, usage=usage_event(usage))
 
     @contextmanager

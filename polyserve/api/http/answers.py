@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from polyserve.api.conversation import Role
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -163,6 +165,57 @@ class EmbeddingList(Answer):
     data: list[EmbeddingObject]
     model: str
     usage: EmbeddingUsage
+
+
+class ListAnswer(Answer):
+    """A page of a list."""
+
+    object: Literal["list"]
+    first_id: str | None
+    last_id: str | None
+    """Give it as `after` to go on."""
+    has_more: bool
+
+
+class ChatCompletionList(ListAnswer):
+    """A page of stored completions."""
+
+    data: list[ChatCompletion]
+
+
+class DeletedCompletion(Answer):
+    """What was forgotten."""
+
+    object: Literal["chat.completion.deleted"]
+    id: str
+    deleted: Literal[True]
+
+
+class StoredFunction(Answer):
+    name: str
+    arguments: str
+
+
+class StoredToolCall(Answer):
+    id: str
+    type: Literal["function"]
+    function: StoredFunction
+
+
+class StoredMessage(Answer):
+    id: str
+    role: Role
+    content: str | None
+    refusal: None
+    name: str | None = None
+    tool_calls: list[StoredToolCall] | None = None
+    tool_call_id: str | None = None
+
+
+class StoredMessageList(ListAnswer):
+    """A page of the messages that a stored completion answers."""
+
+    data: list[StoredMessage]
 
 
 class Model(Answer):

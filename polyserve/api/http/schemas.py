@@ -21,7 +21,6 @@ from polyserve.api.http.fields import (
     Body,
     Label,
     LogitBias,
-    MetadataMap,
     Only,
     Prompts,
     Stops,
@@ -131,8 +130,10 @@ class ChatBody(GenerationBody, ConversationBody):
     """Give the log-probability of each token."""
     top_logprobs: int | None = None
     """As well as this many of the likeliest tokens at each place; needs `logprobs`."""
+    store: bool | None = None
+    """Keep the conversation and its answer, to be retrieved by id; needs a server with `--store`."""
     # metadata
-    metadata: Annotated[MetadataMap | None, ECHOED] = None
+    metadata: Annotated[dict[str, str] | None, ECHOED] = None
     service_tier: Annotated[
         Literal["auto", "default", "flex", "scale", "priority", "fast"] | None,
         ECHOED,
@@ -153,7 +154,6 @@ class ChatBody(GenerationBody, ConversationBody):
     prompt_cache_retention: Annotated[JsonValue, Only(("in_memory",))] = None
     reasoning_effort: Annotated[JsonValue, Only(("none",))] = None
     response_format: Annotated[JsonValue, Only(({"type": "text"},))] = None
-    store: Annotated[JsonValue, Only((False,))] = None
     tool_choice: Annotated[JsonValue, Only(("none", "auto"))] = None
     tools: Annotated[JsonValue, Only(([],))] = None
     verbosity: Annotated[JsonValue, Only(("medium",))] = None
