@@ -22,7 +22,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint format format-check types proto proto-check docs kernels-report kernels-check bench clean
+.PHONY: help serve test lint format format-check types proto proto-check docs fuzz-api kernels-report kernels-check bench clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ proto-check: $(VENV)/.dev  ## see that the committed gRPC code is what `make pro
 
 docs: $(VENV)/.dev  ## write docs/api.md again after a change of what clients may send
 	@$(BIN)/python -m polyserve.api.reference
+
+fuzz-api: $(VENV)/.dev  ## make 100 requests of every operation from our OpenAPI document to a real server: no 5xx, nothing undocumented
+	@$(BIN)/python -m pytest -q -m slow tests/api/test_fuzz.py
 
 kernels-report: $(VENV)/.dev  ## compile the GPU kernels (no GPU needed) and write what they became into kernels/
 	@$(BIN)/python -m polyserve_kernels.triton.report

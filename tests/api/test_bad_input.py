@@ -182,10 +182,14 @@ def test_an_unknown_route_is_a_404_in_the_same_shape(client: httpx.Client) -> No
     assert error_of(client.get("/v1/nothing"), 404)["message"] == "there is no '/v1/nothing' here"
 
 
-def test_a_wrong_method_is_a_405_that_says_the_right_one(client: httpx.Client) -> None:
-    response = client.get(CHAT)
-    assert "does not take GET, but POST" in error_of(response, 405)["message"]
-    assert response.headers["allow"] == "POST"
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [(COMPLETIONS, "POST"), (CHAT, "GET, POST"), (f"{CHAT}/x", "GET, POST, DELETE"), ("/v1/models", "GET")],
+)
+def test_a_wrong_method_is_a_405_that_says_the_right_ones(client: httpx.Client, path: str, allowed: str) -> None:
+    response = client.put(path)
+    assert f"does not take PUT, but {allowed}" in error_of(response, 405)["message"]
+    assert response.headers["allow"] == allowed
 
 
 def test_head_is_get_without_a_body(client: httpx.Client) -> None:
@@ -194,7 +198,7 @@ def test_head_is_get_without_a_body(client: httpx.Client) -> None:
         assert (response.status_code, response.content) == (200, b"")
         assert response.headers["content-length"] == client.get(path).headers["content-length"]
     assert client.head("/v1/nothing").status_code == 404
-    assert client.head(CHAT).status_code == 405
+    assert client.head(COMPLETIONS).status_code == 405
 
 
 def test_a_body_may_be_large_but_not_larger(client: httpx.Client) -> None:
