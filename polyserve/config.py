@@ -11,6 +11,7 @@ from typing import Any
 DTYPES = ("bfloat16", "float32", "float16")
 QUANTIZATIONS = ("auto", "none", "int8", "int4")
 DEVICES = ("auto", "cpu", "cuda")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 KV_CACHE_DTYPES = ("auto", *DTYPES, "int8", "fp8")
 
 
@@ -110,10 +111,11 @@ class ServerConfig:
     step_timeout: float = option(60.0, "seconds after which an engine that is silent is stuck, and is started again")
     request_timeout: float = option(600.0, "seconds that a request may take; clients can ask for less, not for more")
     drain_timeout: float = option(25.0, "seconds that running requests may take when the server is told to end")
-    log_level: str = option("info", "least important lines to log", choices=("debug", "info", "warning", "error"))
+    log_level: str = option("info", "least important lines to log", choices=LOG_LEVELS)
+    log_level_file: str | None = option(None, "a file that holds the level instead; SIGHUP reads it again")
 
     def __post_init__(self) -> None:
-        _check_choices(self, "log_level", ("debug", "info", "warning", "error"))
+        _check_choices(self, "log_level", LOG_LEVELS)
         for name in ("step_timeout", "request_timeout"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")

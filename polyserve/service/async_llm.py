@@ -10,6 +10,8 @@ in the next one; when there is none any more, each ends with EngineDead. Never i
 """
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,8 +20,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from polyserve.config import EngineConfig
-from polyserve.errors import EngineDead, InternalError, InvalidRequest, PolyServeError
-from polyserve.log import get_logger
+from polyserve.errors import DeadlineExceeded, EngineDead, InternalError, InvalidRequest, PolyServeError
+from polyserve.log import get_logger, set_up_logging
 from polyserve.output import LogprobEntry, SequenceText, prompt_logprob_entries
 from polyserve.request import FinishReason, SequenceOutput, admit, check_request
 from polyserve.sampling_params import SamplingParams
@@ -135,15 +137,16 @@ class AsyncLLM:
         )
 
     async def generate(
-        self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams
+        self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams, *, deadline: float = math.inf
     ) -> AsyncGenerator[ChoiceDelta, None]:
         """The answer to a prompt as it comes, its choices in any order. Leaving it (`aclose`, cancellation) aborts it.
 
+        deadline: in monotonic seconds. It holds wherever the request is, and also if nobody fetches what comes.
         Raises what `check` does, InvalidRequest if the engine can never hold it, InternalError if the engine gives it
-        up, EngineDead if the engine ends.
+        up, DeadlineExceeded, EngineDead if there is no engine any more.
         """
         self.check(prompt_ids, params)
-        stream = self._open(request_id)
+        stream = self._open(request_id, deadline)
         texts = {choice: SequenceText(self.tokenizer, params) for choice in range(params.n)}  # those that go on
         try:
             self._engine.send(Add(admit(request_id, prompt_ids, params)))
@@ -158,15 +161,18 @@ class AsyncLLM:
                     yield delta
         finally:
             del self._streams[request_id]
+            stream.close()
             if texts and self._death is None:
                 self._engine.send(Abort(request_id))
 
-    def _open(self, request_id: str) -> "_Stream":
+    def _open(self, request_id: str, deadline: float) -> "_Stream":
         if self._death is not None:
             raise EngineDead(self._death.message)
         if request_id in self._streams:
             raise InvalidRequest(f"a request with the id {request_id!r} is being served", param="request_id")
         stream = self._streams[request_id] = _Stream()
+        if deadline < math.inf:
+            stream.expire_after(deadline - time.monotonic(), partial(self._engine.send, Abort(request_id)))
         return stream
 
     async def _read(self, text: SequenceText, output: SequenceOutput) -> ChoiceDelta:
@@ -201,6 +207,11 @@ class AsyncLLM:
     def num_restarts(self) -> int:
         """How often the engine process was started again."""
         return self._engine.num_restarts
+
+    def set_log_level(self, level: str) -> None:
+        """Log from this level on, here and in the engine."""
+        set_up_logging(level)
+        self._engine.set_log_level(level)
 
     async def wait_dead(self) -> EngineDead:
         """Wait until there is no engine any more, and say why."""
@@ -249,6 +260,21 @@ class _Stream:
         self._outputs: list[SequenceOutput] = []
         self._arrived = asyncio.Event()
         self._error: PolyServeError | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def expire_after(self, seconds: float, abort: Callable[[], None]) -> None:
+        """Fail, and abort the work, unless it is closed by then."""
+
+        def expire() -> None:
+            self.fail(DeadlineExceeded("the answer was not complete in the time that the request was given"))
+            abort()
+
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, seconds), expire)
+
+    def close(self) -> None:
+        """Nothing more is wanted."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def put(self, output: SequenceOutput) -> None:
         self._outputs.append(output)

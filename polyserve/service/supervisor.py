@@ -19,7 +19,7 @@ from polyserve.model.weights.resolve import resolve
 from polyserve.request import SequenceOutput
 from polyserve.service.engine_process import COMMAND, EngineProcess
 from polyserve.service.journal import Entry, Journal
-from polyserve.service.messages import Abort, Add, Outputs, Ready
+from polyserve.service.messages import Abort, Add, Outputs, Ready, SetLogLevel
 from polyserve.service.suspects import judge, release
 
 log = get_logger(__name__)
@@ -88,6 +88,11 @@ class Supervisor:
         """From now on, call `deliver` on the event loop with what each turn brings."""
         self._deliver = deliver
         self._engine.listen(self._take)
+
+    def set_log_level(self, level: str) -> None:
+        """Let the engine log from this level on, as this process does."""
+        if self._running:
+            self._engine.send(SetLogLevel(level))
 
     def send(self, message: Add | Abort) -> None:
         """Pass a message on to the engine of now, or to the next one."""
