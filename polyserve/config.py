@@ -44,6 +44,9 @@ class EngineConfig:
     )
     max_num_seqs: int = option(64, "most sequences that compute in one step")
     max_num_batched_tokens: int = option(512, "most tokens that one step computes; longer prompts go in chunks")
+    max_step_ms: float | None = option(
+        None, "longest a step may take while sequences wait for their next token: prompts go in smaller chunks then"
+    )
     block_size: int = option(16, "tokens in one block of the KV cache; divides 128, or is a multiple of it")
     kv_cache_dtype: str = option(
         "auto",
@@ -86,6 +89,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.max_step_ms is not None and not self.max_step_ms > 0:
+            raise ValueError(f"max_step_ms must be more than 0, got {self.max_step_ms}")
         if self.block_size < 1 or (128 % self.block_size and self.block_size % 128):
             raise ValueError(f"block_size must divide 128 (the key tile) or be a multiple of it, got {self.block_size}")
 

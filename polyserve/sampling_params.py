@@ -46,6 +46,7 @@ class SamplingParams:
     )
     prompt_logprobs: int | None = option(None, "the same for the tokens of the prompt; default: none")
     skip_special_tokens: bool = option(True, "leave special tokens out of the text")
+    priority: int = option(0, "whoever has the lower one is served first; blocks of the KV cache are kept by the lower")
 
     def __post_init__(self) -> None:
         _whole("n", self.n, 1, MAX_CHOICES)
@@ -73,6 +74,7 @@ class SamplingParams:
         if self.seed is not None:
             _whole("seed", self.seed, -MAX_SEED - 1, MAX_SEED)
         _check_stops(self.stop)
+        _whole("priority", self.priority, -MAX_COUNT, MAX_COUNT)
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name), 0, MAX_COUNT)

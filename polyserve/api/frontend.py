@@ -20,6 +20,7 @@ from polyserve.api.merge import merged
 from polyserve.api.metrics import Metrics
 from polyserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, ModelNotFound, NotReady
 from polyserve.sampling_params import SamplingParams
+from polyserve.service.admission import Ticket
 from polyserve.service.async_llm import AsyncLLM, ChoiceDelta
 
 
@@ -186,6 +187,7 @@ class Frontend:
     async def _admitting(self, timeout_s: float | None) -> AsyncIterator[tuple[float, float]]:
         """The time of arrival and the deadline, which also ends what is done inside."""
         self._check_open()
+        self.llm.admission.check_room()
         arrived = time.monotonic()
         limit_s = self.request_timeout_s if timeout_s is None else min(timeout_s, self.request_timeout_s)
         try:
@@ -249,30 +251,44 @@ class Frontend:
                 self._idle.set()
 
     async def _run(self, request: Admitted) -> AsyncGenerator[tuple[int, ChoiceDelta], None]:
-        streams = [
-            self._run_prompt(request, index)
-            if request.params.prompt_logprobs is None
-            else self._run_scored(request, index)
-            for index in range(len(request.prompts))
-        ]
-        async with aclosing(merged(streams)) as deltas:
-            async for item in deltas:
-                yield item
+        run = self._run_prompt if request.params.prompt_logprobs is None else self._run_scored
+        with self._places(request) as tickets:
+            streams = [run(request, index, ticket) for index, ticket in enumerate(tickets)]
+            async with aclosing(merged(streams)) as deltas:
+                async for item in deltas:
+                    yield item
 
-    async def _run_prompt(self, request: Admitted, index: int) -> AsyncGenerator[ChoiceDelta, None]:
+    @contextmanager
+    def _places(self, request: Admitted) -> Iterator[list[Ticket]]:
+        """A place for each prompt, or Overloaded for all of them."""
+        admission = self.llm.admission
+        tickets: list[Ticket] = []
+        try:
+            for prompt in request.prompts:
+                length = len(prompt.token_ids)
+                num_characters = length if prompt.text is None else len(prompt.text)
+                tickets.append(
+                    admission.reserve(length, request.params, tenant=request.tenant, num_characters=num_characters)
+                )
+            yield tickets
+        finally:
+            for ticket in tickets:
+                admission.close(ticket)
+
+    async def _run_prompt(self, request: Admitted, index: int, ticket: Ticket) -> AsyncGenerator[ChoiceDelta, None]:
         prompt, params = request.prompts[index], request.params
         request_id = f"{request.request_id}-{index}"
-        stream = self.llm.generate(request_id, prompt.token_ids, params, deadline=request.deadline)
+        stream = self.llm.generate(request_id, prompt.token_ids, params, ticket=ticket, deadline=request.deadline)
         with self.metrics.request(request.arrived, len(prompt.token_ids), params.n) as record:
             async with aclosing(stream) as deltas:
                 async for delta in deltas:
                     record.delta(delta)
                     yield delta
 
-    async def _run_scored(self, request: Admitted, index: int) -> AsyncGenerator[ChoiceDelta, None]:
+    async def _run_scored(self, request: Admitted, index: int, ticket: Ticket) -> AsyncGenerator[ChoiceDelta, None]:
         """The same, with what comes before the prompt's log-probabilities held back behind them."""
         held: list[ChoiceDelta] | None = []
-        async with aclosing(self._run_prompt(request, index)) as deltas:
+        async with aclosing(self._run_prompt(request, index, ticket)) as deltas:
             async for delta in deltas:
                 if held is not None and delta.prompt_logprobs is None:
                     held.append(delta)

@@ -20,6 +20,7 @@ from polyserve.api.reload import read_log_level, reloading_at_hangup
 from polyserve.api.stop import EXIT_FAILED, EXIT_STOPPED, Stop, told_to_stop, unless
 from polyserve.config import EngineConfig, ServerConfig
 from polyserve.log import get_logger
+from polyserve.service.admission import AdmissionConfig
 from polyserve.service.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -28,7 +29,12 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 
-async def run(engine: EngineConfig, server: ServerConfig, limits: Limits | None = None) -> int:
+async def run(
+    engine: EngineConfig,
+    server: ServerConfig,
+    limits: Limits | None = None,
+    admission: AdmissionConfig | None = None,
+) -> int:
     """Serve until SIGINT or SIGTERM (returns 0) or until no engine stays alive (returns 1).
 
     Raises ModelLoadError, SettingsError.
@@ -42,7 +48,7 @@ async def run(engine: EngineConfig, server: ServerConfig, limits: Limits | None 
             listen(server.host, server.grpc_port) as grpc_socket,
             told_to_stop(stop),
         ):
-            return await _run(engine, server, (http_socket, grpc_socket), stop, protection)
+            return await _run(engine, server, (http_socket, grpc_socket), stop, protection, admission)
     except PortUnavailable as error:
         sys.stderr.write(f"polyserve: {error}\n")
         return EXIT_FAILED
@@ -54,6 +60,7 @@ async def _run(
     sockets: tuple[socket.socket, socket.socket],
     stop: Stop,
     protection: Protection,
+    admission: AdmissionConfig | None,
 ) -> int:
     if not protection.keys.required and not _is_local(server.host):
         log.warning("no API keys: whoever reaches %s can use this server", server.host)
@@ -65,7 +72,9 @@ async def _run(
     from polyserve.api.server import say, serve
     from polyserve.service.async_llm import AsyncLLM
 
-    joining = AsyncLLM.join(*started, chat_template=server.chat_template, max_logprobs=server.max_logprobs)
+    joining = AsyncLLM.join(
+        *started, chat_template=server.chat_template, max_logprobs=server.max_logprobs, admission=admission
+    )
     llm = await unless(stop.asked, joining)
     if llm is None:
         return EXIT_STOPPED

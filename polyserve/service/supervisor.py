@@ -38,7 +38,7 @@ class Supervisor:
         self, engine: EngineProcess, config: EngineConfig, command: Sequence[str], *, step_timeout_s: float
     ) -> None:
         self._engine = engine
-        self._config = config
+        self.config = config
         self._command = command
         self._step_timeout_s = step_timeout_s
         self._journal = Journal()
@@ -187,7 +187,7 @@ class Supervisor:
         await self._engine.close()
         self._engine = await EngineProcess.start(self._command)
         self._engine.listen(self._take)
-        self._engine.load(self._config)
+        self._engine.load(self.config)
         self._began, self._fruitful = time.monotonic(), False
         self.num_restarts += 1
         ready = await self._engine.ready()

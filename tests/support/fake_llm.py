@@ -22,6 +22,7 @@ from polyserve.errors import DeadlineExceeded, EngineDead
 from polyserve.output import SequenceText, prompt_logprob_entries
 from polyserve.request import SequenceOutput, TokenLogprob, check_request
 from polyserve.sampling_params import SamplingParams
+from polyserve.service.admission import Admission, AdmissionConfig, Ticket
 from polyserve.service.async_llm import AsyncLLM, ChoiceDelta
 from polyserve.service.messages import EngineStats
 from polyserve.tokenizer.base import SpecialIds, Tokenizer
@@ -75,6 +76,9 @@ class FakeLLM:
         self.dead = asyncio.Event()
         self.live: set[str] = set()
         self.progressing = True
+        self.admission = Admission(
+            AdmissionConfig(), max_num_seqs=64, vocab_size=VOCAB_SIZE, max_model_len=MAX_MODEL_LEN
+        )
         self.reset()
 
     def reset(self) -> None:
@@ -131,7 +135,13 @@ class FakeLLM:
         )
 
     async def generate(
-        self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams, *, deadline: float = math.inf
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        ticket: Ticket | None = None,
+        deadline: float = math.inf,
     ) -> AsyncGenerator[ChoiceDelta, None]:
         self.check(prompt_ids, params)
         if self.dead.is_set():

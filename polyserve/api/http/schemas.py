@@ -59,6 +59,7 @@ class GenerationBody(Body):
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
     return_token_ids: bool | None = None
+    priority: int | None = None
     # metadata
     user: Label | None = None
 
