@@ -82,7 +82,7 @@ async def _run(
         _set_log_level(llm, server.log_level_file)
         frontend = Frontend(
             llm,
-            model_name=server.served_model_name or engine.model,
+            model_names=server.served_model_name or [engine.model],
             limits=protection.limits,
             request_timeout_s=server.request_timeout,
         )

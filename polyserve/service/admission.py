@@ -41,7 +41,7 @@ class AdmissionConfig:
     max_queued_requests: int = option(1024, "choices that may wait for their first token; more are refused (429)")
     max_queued_tokens: int = option(2**20, "tokens of the prompts that may wait")
     max_request_memory_bytes: int = option(
-        2**30, "memory that live requests may need beside the KV cache: ids, log-probabilities, filters"
+        4 * 2**30, "memory that live requests may need beside the KV cache: ids, log-probabilities, filters"
     )
     share_by: str = option(
         "tokens", "what the owners of API keys get equally much of while there is not enough for all", choices=SHARES
