@@ -1,11 +1,10 @@
 """schemathesis, from our own OpenAPI document: no 5xx, and nothing that the document does not say.
 
-Also what it makes wrong on purpose has to be refused, and what it makes has every character, `\\x00` included. The short
-run is against a fake engine; `make fuzz-api` asks a real server 100 times for each operation.
+Also what it makes wrong on purpose has to be refused, and what it makes has every character, `\\x00` included. The
+short run is against a fake engine; `make fuzz-api` asks a real server 100 times for each operation.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import cast
 
 import pytest

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +16,13 @@ from polyserve.api.frontend import Frontend
 from polyserve.api.ports import listen
 from polyserve.api.protection import Protection
 from polyserve.api.server import serve
+from polyserve.api.stop import Stop
 from polyserve.api.store import Store
 from support.fake_llm import FakeLLM, fake_frontend
 
 HOST = "127.0.0.1"
 TIMEOUT_S = 60.0  # of what happens soon: longer than a busy machine makes it
-GRACE_S = 0.2
+DRAIN_TIMEOUT_S = 0.5
 STORE_LIMIT = 5  # completions of a tenant
 
 
@@ -33,7 +35,16 @@ class LiveServer:
     grpc_address: str
     announced: str
 
-    def __init__(self, make_llm: Callable[[], FakeLLM], protection: Protection, store_path: Path | None) -> None:
+    def __init__(
+        self,
+        make_llm: Callable[[], FakeLLM],
+        protection: Protection,
+        drain_timeout_s: float,
+        request_timeout_s: float,
+        store_path: Path | None,
+    ) -> None:
+        self._drain_timeout_s = drain_timeout_s
+        self._request_timeout_s = request_timeout_s
         self._make_llm = make_llm
         self._store_path = store_path
         self._protection = protection
@@ -51,7 +62,7 @@ class LiveServer:
         self.join()
 
     def ask_to_stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
+        self._loop.call_soon_threadsafe(self._stop.ask)
 
     def release(self) -> None:
         """Let requests go on that were held."""
@@ -70,12 +81,14 @@ class LiveServer:
 
     async def _serve(self) -> int:
         self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
+        self._stop = Stop()
         self.llm = self._make_llm()
         store = None
         if self._store_path is not None:
             store = await Store.open(self._store_path, limit=STORE_LIMIT)
-        self.frontend = fake_frontend(self.llm, limits=self._protection.limits, store=store)
+        self.frontend = fake_frontend(
+            self.llm, limits=self._protection.limits, request_timeout_s=self._request_timeout_s, store=store
+        )
         with listen(HOST, 0) as http_socket, listen(HOST, 0) as grpc_socket:
             self.url = f"http://{HOST}:{http_socket.getsockname()[1]}"
             self.grpc_address = f"{HOST}:{grpc_socket.getsockname()[1]}"
@@ -86,7 +99,7 @@ class LiveServer:
                 self._stop,
                 host=HOST,
                 announce=self._announce,
-                grace_s=GRACE_S,
+                drain_timeout_s=self._drain_timeout_s,
                 protection=self._protection,
             )
 
@@ -97,10 +110,15 @@ class LiveServer:
 
 @contextmanager
 def live_server(
-    make_llm: Callable[[], FakeLLM] = FakeLLM, *, protection: Protection | None = None, store_path: Path | None = None
+    make_llm: Callable[[], FakeLLM] = FakeLLM,
+    *,
+    protection: Protection | None = None,
+    drain_timeout_s: float = DRAIN_TIMEOUT_S,
+    request_timeout_s: float = math.inf,
+    store_path: Path | None = None,
 ) -> Iterator[LiveServer]:
     """A server for as long as the block runs."""
-    server = LiveServer(make_llm, protection or Protection(), store_path)
+    server = LiveServer(make_llm, protection or Protection(), drain_timeout_s, request_timeout_s, store_path)
     server.start()
     try:
         yield server

@@ -2,6 +2,7 @@
 
 google.rpc.ErrorInfo    reason: HTTP's `code`, else its `type`, in capitals; `type`, `param` and `code` as metadata
 google.rpc.BadRequest   the field at fault, where there is one
+google.rpc.RetryInfo    when to try again, where that can help; also as the trailer `retry-after`, HTTP's header
 Source: https://google.aip.dev/193
 """
 
@@ -10,6 +11,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -27,7 +29,8 @@ async def abort(context: grpc.aio.ServicerContext, error: PolyServeError) -> Non
     code = grpc.StatusCode[status_of(error).grpc]
     status = status_pb2.Status(code=code.value[0], message=error.message, details=map(_packed, details_of(error)))
     told = rpc_status.to_status(status)
-    await context.abort(told.code, told.details, told.trailing_metadata)
+    trailer = () if error.retry_after_s is None else (("retry-after", str(error.retry_after_s)),)
+    await context.abort(told.code, told.details, (*told.trailing_metadata, *trailer))
 
 
 def details_of(error: PolyServeError) -> list[Message]:
@@ -43,6 +46,8 @@ def details_of(error: PolyServeError) -> list[Message]:
     if error.param is not None:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.param, description=error.message)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_after_s is not None:
+        details.append(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=error.retry_after_s)))
     return details
 
 

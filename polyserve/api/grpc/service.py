@@ -42,7 +42,11 @@ class PolyServeService(StoredCompletionCalls):
             prompt = _prompt(request)
             options = sampling_options(request.params)
             admitted = await self._frontend.admit_prompts(
-                f"gen-{uuid.uuid4().hex}", [prompt], options, tenant=self._tenant(context)
+                f"gen-{uuid.uuid4().hex}",
+                [prompt],
+                options,
+                tenant=self._tenant(context),
+                timeout_s=context.time_remaining(),
             )
             async with aclosing(self._events(admitted, pb.GenerateResponse)) as events:
                 async for event in events:
@@ -57,7 +61,11 @@ class PolyServeService(StoredCompletionCalls):
             check_metadata(request.metadata)
             options, asked = sampling_options(request.params), conversation(request)
             admitted = await self._frontend.admit_chat(
-                f"chat-{uuid.uuid4().hex}", asked, options, tenant=self._tenant(context)
+                f"chat-{uuid.uuid4().hex}",
+                asked,
+                options,
+                tenant=self._tenant(context),
+                timeout_s=context.time_remaining(),
             )
             recording = Recording(asked.messages, request.metadata) if request.store else None
             async with aclosing(self._events(admitted, pb.ChatResponse, recording)) as events:
@@ -68,13 +76,15 @@ class PolyServeService(StoredCompletionCalls):
     async def Embed(self, request: pb.EmbedRequest, context: grpc.aio.ServicerContext) -> pb.EmbedResponse:
         async with self._call(request, context, model=request.model, compresses=True):
             frontend = self._frontend
-            embeddings = await embed(
-                frontend,
+            how = pooling(request)
+            admitted = await frontend.admit_inputs(
                 f"embd-{uuid.uuid4().hex}",
                 embed_inputs(request),
-                pooling=pooling(request),
-                dimensions=request.dimensions if request.HasField("dimensions") else None,
+                tenant=self._tenant(context),
+                timeout_s=context.time_remaining(),
             )
+            dimensions = request.dimensions if request.HasField("dimensions") else None
+            embeddings = await embed(frontend, admitted, pooling=how, dimensions=dimensions)
             return pb.EmbedResponse(
                 embeddings=[pb.Embedding(values=vector.tolist()) for vector in embeddings.vectors],
                 prompt_tokens=embeddings.prompt_tokens,

@@ -9,7 +9,9 @@ from fastapi import APIRouter, Request, Response
 from polyserve.api.embeddings import Embeddings, embed
 from polyserve.api.frontend import Frontend
 from polyserve.api.http.answers import EmbeddingList, answers
+from polyserve.api.http.authentication import tenant_of
 from polyserve.api.http.body import JsonRoute, json_response
+from polyserve.api.http.deadline import timeout_of
 from polyserve.api.http.events import while_connected
 from polyserve.api.http.fields import ACCEPTED, Body, Label, Prompts
 from polyserve.pooling import Pooling
@@ -38,13 +40,10 @@ def embeddings_router(frontend: Frontend) -> APIRouter:
     @router.post("/v1/embeddings", responses=answers(EmbeddingList))
     async def create_embeddings(body: EmbeddingsBody, request: Request) -> Response:
         frontend.check_model(body.model)
-        work = embed(
-            frontend,
-            f"embd-{uuid.uuid4().hex}",
-            body.input,
-            pooling=body.pooling,
-            dimensions=body.dimensions,
+        admitted = await frontend.admit_inputs(
+            f"embd-{uuid.uuid4().hex}", body.input, tenant=tenant_of(request), timeout_s=timeout_of(request)
         )
+        work = embed(frontend, admitted, pooling=body.pooling, dimensions=body.dimensions)
         embeddings = await while_connected(request.receive, work)
         return json_response(_list(frontend, embeddings, as_base64=body.encoding_format == "base64"))
 
