@@ -17,13 +17,13 @@ from polyserve.api.protection import Protection
 from polyserve.api.stop import EXIT_FAILED, EXIT_STOPPED, told_to_stop, unless
 from polyserve.config import EngineConfig, ServerConfig
 from polyserve.log import get_logger
-from polyserve.service.engine_process import start_engine
+from polyserve.service.supervisor import Supervisor
 
 log = get_logger(__name__)
 
 
 async def run(engine: EngineConfig, server: ServerConfig, limits: Limits | None = None) -> int:
-    """Serve until SIGINT or SIGTERM (returns 0) or until the engine dies (returns 1).
+    """Serve until SIGINT or SIGTERM (returns 0) or until no engine stays alive (returns 1).
 
     Raises ModelLoadError, SettingsError.
     """
@@ -51,7 +51,7 @@ async def _run(
 ) -> int:
     if not protection.keys.required and not _is_local(server.host):
         log.warning("no API keys: whoever reaches %s can use this server", server.host)
-    started = await unless(stop, start_engine(engine))
+    started = await unless(stop, Supervisor.start(engine, step_timeout_s=server.step_timeout))
     if started is None:
         return EXIT_STOPPED
 
