@@ -96,7 +96,9 @@ class ServerConfig:
     host: str = option("127.0.0.1", "address of both servers")
     port: int = option(8000, "HTTP port; 0 takes a free one")
     grpc_port: int = option(50051, "gRPC port; 0 takes a free one")
-    served_model_name: str | None = option(None, "the name clients use; default: the model as it was given")
+    served_model_name: list[str] = option(
+        [], "names clients may use, the first of which responses carry; default: the model as it was given"
+    )
     chat_template: str | None = option(
         None, "a jinja file, or polylm-base, polylm-multialpaca, polylm-chat; default: the checkpoint's"
     )

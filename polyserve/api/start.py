@@ -64,7 +64,7 @@ async def _run(
     if llm is None:
         return EXIT_STOPPED
     try:
-        frontend = Frontend(llm, model_name=server.served_model_name or engine.model, limits=protection.limits)
+        frontend = Frontend(llm, model_names=server.served_model_name or [engine.model], limits=protection.limits)
         return await serve(frontend, *sockets, stop, host=server.host, announce=say, protection=protection)
     finally:
         await llm.close()

@@ -122,7 +122,11 @@ def test_metrics_need_an_admins_key(guarded: LiveServer) -> None:
     assert ask(guarded, "/metrics", key=ADMIN_SECRET).status_code == 200
 
 
-@pytest.mark.parametrize("header", [SECRET, f"Basic {SECRET}", f"Bearer  {SECRET}", "Bearer", "Bearer \xff", ""])
+@pytest.mark.parametrize(
+    "header",
+    [SECRET, f"Basic {SECRET}", f"Bearer  {SECRET}", "Bearer", "Bearer \xff", ""],
+    ids=["no scheme", "another scheme", "two spaces", "no key", "not ASCII", "empty"],  # the secret is never the same
+)
 def test_a_header_of_another_form_is_no_key(header: str) -> None:
     with pytest.raises(Unauthenticated):
         KeyRing([ENTRY]).authenticate(header)

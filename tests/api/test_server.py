@@ -51,6 +51,26 @@ def test_both_protocols_give_the_same_tokens_and_the_same_numbers(running: Serve
     assert values == choice["logprobs"]["token_logprobs"]
 
 
+def test_a_salt_keeps_cached_prompts_apart_over_both_protocols(running: Served) -> None:
+    prompt = list(range(100))
+
+    def cached_over_http(salt: str | None) -> int:
+        body = {"prompt": prompt, "max_tokens": 1, "cache_salt": salt}
+        answer = httpx.post(f"{running.url}/v1/completions", json=body, timeout=PATIENCE_S).json()
+        return answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    def cached_over_grpc(salt: str | None) -> int:
+        request = pb.GenerateRequest(
+            token_ids=pb.TokenIds(ids=prompt), params=pb.SamplingParams(max_tokens=1, cache_salt=salt)
+        )
+        with grpc.insecure_channel(running.grpc_address) as channel:
+            return [event.usage.cached_tokens for event in PolyServeStub(channel).Generate(request)][-1]
+
+    assert [cached_over_http("a"), cached_over_http("a"), cached_over_grpc("a")] == [0, 96, 96]
+    assert [cached_over_grpc("b"), cached_over_grpc("b"), cached_over_http("b")] == [0, 96, 96]
+    assert [cached_over_http(None), cached_over_grpc(None)] == [0, 96]
+
+
 def test_a_seeded_answer_is_the_same_streamed(running: Served) -> None:
     body = {"messages": [{"role": "user", "content": "北京"}], "max_tokens": 8, "seed": 3, "n": 2}
     whole = httpx.post(f"{running.url}/v1/chat/completions", json=body, timeout=PATIENCE_S).json()

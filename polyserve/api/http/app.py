@@ -9,6 +9,7 @@ from polyserve.api.http.authentication import Authentication
 from polyserve.api.http.chat import chat_router
 from polyserve.api.http.completions import completions_router
 from polyserve.api.http.errors import ErrorBody, add_error_handlers
+from polyserve.api.http.head import HeadAsGet
 from polyserve.api.http.models import models_router
 from polyserve.api.http.operations import operations_router
 from polyserve.api.http.tokenizer import tokenizer_router
@@ -30,6 +31,7 @@ def create_app(frontend: Frontend, protection: Protection) -> FastAPI:
     for make_router in ROUTERS:
         app.include_router(make_router(frontend))
     add_error_handlers(app)
+    app.add_middleware(HeadAsGet)
     app.state.limits = protection.limits  # for body.py
     app.add_middleware(Authentication, protection.keys)
     if protection.cors_origins:  # before authentication: browsers ask without a key whether they may ask with one
