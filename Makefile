@@ -24,7 +24,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint format format-check types proto proto-check damaged-files fuzz kernels-report kernels-check bench clean
+.PHONY: help serve test lint format format-check types proto proto-check docs damaged-files fuzz \
+  kernels-report kernels-check bench clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +53,9 @@ proto: $(VENV)/.dev  ## make the gRPC code again after a change of the .proto fi
 
 proto-check: $(VENV)/.dev  ## see that the committed gRPC code is what `make proto` makes
 	@$(BIN)/python -m polyserve_proto.generate --check
+
+docs: $(VENV)/.dev  ## write docs/api.md again after a change of what clients may send
+	@$(BIN)/python -m polyserve.api.reference
 
 damaged-files: $(VENV)/.dev  ## load 2,000 damaged GGUF and 200 damaged safetensors files: one clear line each
 	@$(BIN)/python -m pytest -q -n 0 -m slow tests/model/test_damaged_files.py
