@@ -11,7 +11,8 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Any
 
 from polyserve.api.conversation import Conversation
@@ -42,6 +43,13 @@ class Admitted:
     @property
     def num_choices(self) -> int:
         return len(self.prompts) * self.params.n
+
+    def own_params(self) -> SamplingParams:
+        """The parameters with the tenant in their salt: how fast an answer comes tells nothing of others' prompts."""
+        if self.tenant is None:
+            return self.params
+        salt = blake2b(f"{self.tenant}\0{self.params.cache_salt or ''}".encode(), digest_size=16).hexdigest()
+        return replace(self.params, cache_salt=salt)
 
 
 @dataclass(slots=True)
@@ -181,7 +189,7 @@ class Frontend:
                 yield item
 
     async def _run_prompt(self, request: Admitted, index: int) -> AsyncGenerator[ChoiceDelta, None]:
-        prompt, params = request.prompts[index], request.params
+        prompt, params = request.prompts[index], request.own_params()
         stream = self.llm.generate(f"{request.request_id}-{index}", prompt.token_ids, params)
         with self.metrics.request(request.arrived, len(prompt.token_ids), params.n) as record:
             async with aclosing(stream) as deltas:
