@@ -65,7 +65,15 @@ async def _run(
         return EXIT_STOPPED
     try:
         frontend = Frontend(llm, model_names=server.served_model_name or [engine.model], limits=protection.limits)
-        return await serve(frontend, *sockets, stop, host=server.host, announce=say, protection=protection)
+        return await serve(
+            frontend,
+            *sockets,
+            stop,
+            host=server.host,
+            announce=say,
+            protection=protection,
+            access_log=server.access_log,
+        )
     finally:
         await llm.close()
 

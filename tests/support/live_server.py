@@ -81,6 +81,7 @@ class LiveServer:
                 announce=self._announce,
                 grace_s=GRACE_S,
                 protection=self._protection,
+                access_log=True,
             )
 
     def _announce(self, text: str) -> None:
