@@ -33,6 +33,7 @@ from polyserve.service.messages import Abort, Add, EngineStats, Outputs, Ready
 from polyserve.service.supervisor import STEP_TIMEOUT_S, Supervisor
 from polyserve.tokenizer.base import Tokenizer
 from polyserve.tokenizer.load import load_tokenizer
+from polyserve.tokenizer.rendering import TemplateProcess
 
 log = get_logger(__name__)
 T = TypeVar("T")
@@ -84,6 +85,8 @@ class AsyncLLM:
         self._engine = engine
         self._death: EngineDead | None = None
         self._streams: dict[str, _Stream] = {}
+        template = tokenizer.chat_template
+        self._renderer = None if template is None else TemplateProcess(template)
         self._threads = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
         self._watcher = asyncio.create_task(self._watch())
         engine.listen(self._distribute)
@@ -139,7 +142,7 @@ class AsyncLLM:
         """The prompt of a conversation. Encode it with `add_special_tokens=False`: the template writes them itself."""
         return await self._off_the_loop(
             partial(
-                self.tokenizer.render_chat,
+                self.tokenizer.render_chat if self._renderer is None else self._renderer.render,
                 messages,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
@@ -291,6 +294,8 @@ class AsyncLLM:
         self._watcher.cancel()
         await asyncio.gather(self._watcher, return_exceptions=True)
         await self._engine.close()
+        if self._renderer is not None:
+            self._renderer.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _distribute(self, step: Outputs) -> None:

@@ -30,7 +30,7 @@ async def abort(context: grpc.aio.ServicerContext, error: PolyServeError) -> Non
     status = status_pb2.Status(code=code.value[0], message=error.message, details=map(_packed, details_of(error)))
     told = rpc_status.to_status(status)
     trailer = () if error.retry_after_s is None else (("retry-after", str(error.retry_after_s)),)
-    await context.abort(told.code, told.details, (*told.trailing_metadata, *trailer))
+    await context.abort(told.code, told.details, (*context.trailing_metadata(), *told.trailing_metadata, *trailer))
 
 
 def details_of(error: PolyServeError) -> list[Message]:
