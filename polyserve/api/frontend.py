@@ -20,6 +20,7 @@ from polyserve.api.conversation import Conversation
 from polyserve.api.limits import Limits
 from polyserve.api.merge import merged
 from polyserve.api.metrics import Metrics
+from polyserve.api.normalization import Normalization, normalized
 from polyserve.api.store import Store
 from polyserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, ModelNotFound, NotFound, NotReady
 from polyserve.pooling import Pooling
@@ -89,8 +90,11 @@ class Frontend:
         limits: Limits | None = None,
         request_timeout_s: float = math.inf,
         store: Store | None = None,
+        normalization: Normalization = "none",
     ) -> None:
-        """model_names: what clients may call the model; responses carry the first.  store: of completions."""
+        """model_names: what clients may call the model; responses carry the first.  store: of completions.
+        normalization: of every text before it is tokenised.
+        """
         self.llm = llm
         self.request_timeout_s = request_timeout_s
         self.draining = False
@@ -101,6 +105,7 @@ class Frontend:
         self.model_names = tuple(model_names)
         self.created = int(time.time())
         self._store = store
+        self._normalization = normalization
         self.metrics = Metrics(llm)
 
     @property
@@ -236,9 +241,12 @@ class Frontend:
 
     async def read_prompt(self, prompt: str | Sequence[int], *, add_special_tokens: bool = True) -> Prompt:
         """A prompt as token ids; ids are taken as they are."""
-        if isinstance(prompt, str):
-            return Prompt(prompt, await self.llm.encode(prompt, add_special_tokens=add_special_tokens))
-        return Prompt(None, list(prompt))
+        if not isinstance(prompt, str):
+            return Prompt(None, list(prompt))
+        text = prompt
+        if self._normalization != "none":
+            text = await asyncio.to_thread(normalized, prompt, self._normalization)
+        return Prompt(text, await self.llm.encode(text, add_special_tokens=add_special_tokens))
 
     async def read_conversation(self, conversation: Conversation, *, add_special_tokens: bool = False) -> Prompt:
         """The prompt that the chat template makes; it writes the special tokens itself."""

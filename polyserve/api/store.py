@@ -18,6 +18,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from polyserve.api.conversation import Message
+from polyserve.api.metadata import check_metadata
 from polyserve.errors import InvalidRequest, NotFound, SettingsError
 from polyserve.request import FinishReason
 
@@ -83,6 +84,9 @@ class Filters:
 
     model: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_metadata(self.metadata)
 
 
 class Store:

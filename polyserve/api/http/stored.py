@@ -147,7 +147,7 @@ def _parameters(*filters: str) -> dict[str, Any]:
         "order": ({"type": "string", "enum": ["asc", "desc"]}, "Oldest first, the default, or newest first."),
         "model": (string, "Only completions of this model."),
         "metadata": (
-            {"type": "object", "additionalProperties": string},
+            {"type": "object"},  # of strings, as all that a query holds
             "Only completions that have all of this: `metadata[key]=value`.",
         ),
     }
