@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyserve.engine.grammar import GrammarState
 from polyserve.engine.kv_cache import KVCache
 from polyserve.engine.logits import TokenEdits
 from polyserve.engine.step import Chunk, Step
@@ -34,6 +35,7 @@ class KnownSequence:
     edits: TokenEdits | None
     scores_prompt: bool  # log-probabilities of the prompt are wanted and not reported yet
     block_table: list[int]
+    grammar: GrammarState | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from polyserve.config import EngineConfig
-from polyserve.errors import EngineDead, InternalError, InvalidRequest, PolyServeError
+from polyserve.errors import EngineDead, InvalidRequest, PolyServeError
 from polyserve.log import get_logger
 from polyserve.output import LogprobEntry, SequenceText, prompt_logprob_entries
-from polyserve.request import FinishReason, SequenceOutput, admit, check_request
+from polyserve.request import FinishReason, SequenceOutput, admit, check_request, error_of
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.engine_process import COMMAND, EngineProcess, start_engine
 from polyserve.service.messages import Abort, Add, EngineStats, Outputs, Ready
@@ -168,9 +168,10 @@ class AsyncLLM:
         return stream
 
     async def _read(self, text: SequenceText, output: SequenceOutput) -> ChoiceDelta:
-        """The output as text. Raises InternalError if the engine could not go on."""
+        """The output as text. Raises InternalError if the engine could not go on, InvalidRequest if that is the
+        request's own fault."""
         if output.finish_reason == "error":
-            raise InternalError(output.error or "the engine gave this request up")
+            raise error_of(output)
         prompt_logprobs = None
         if output.prompt_logprobs is not None:  # one entry for each token of the prompt: too long for the loop
             prompt_logprobs = await self._off_the_loop(
