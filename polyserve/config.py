@@ -11,6 +11,7 @@ from typing import Any
 DTYPES = ("bfloat16", "float32", "float16")
 QUANTIZATIONS = ("auto", "none", "int8", "int4")
 DEVICES = ("auto", "cpu", "cuda")
+GRAMMAR_TIMEOUT_MS = 500
 KV_CACHE_DTYPES = ("auto", *DTYPES, "int8", "fp8")
 
 
@@ -101,10 +102,13 @@ class ServerConfig:
         None, "a jinja file, or polylm-base, polylm-multialpaca, polylm-chat; default: the checkpoint's"
     )
     max_logprobs: int = option(20, "most alternatives a request may ask for at each token")
+    grammar_timeout_ms: int = option(GRAMMAR_TIMEOUT_MS, "processor time that compiling a request's grammar may take")
     log_level: str = option("info", "least important lines to log", choices=("debug", "info", "warning", "error"))
 
     def __post_init__(self) -> None:
         _check_choices(self, "log_level", ("debug", "info", "warning", "error"))
+        if self.grammar_timeout_ms < 1:
+            raise ValueError(f"grammar_timeout_ms must be at least 1, got {self.grammar_timeout_ms}")
         for name in ("port", "grpc_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise ValueError(f"{name} must be between 0 and 65535, got {getattr(self, name)}")

@@ -127,6 +127,7 @@ class Frontend:
                 f"a request has 1 to {MAX_SEQUENCES} choices in all, got {len(prompts)} prompts with n = {params.n}"
             )
             raise InvalidRequest(message, param="prompt")
+        await self.llm.check_grammar(params)
         read = [await self.read_prompt(prompt) for prompt in prompts]
         for prompt in read:
             self.llm.check(prompt.token_ids, params)
@@ -144,6 +145,7 @@ class Frontend:
         arrived = time.monotonic()
         with naming({"prompt": "messages", **(renamed or {})}):
             params = _sampling_params({"max_tokens": None, **options})
+            await self.llm.check_grammar(params)
             prompt = await self.read_conversation(conversation)
             self.llm.check(prompt.token_ids, params)
         return Admitted(request_id=request_id, prompts=[prompt], params=params, arrived=arrived)

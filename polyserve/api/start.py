@@ -42,7 +42,12 @@ async def _run(
     from polyserve.api.server import say, serve
     from polyserve.service.async_llm import AsyncLLM
 
-    joining = AsyncLLM.join(*started, chat_template=server.chat_template, max_logprobs=server.max_logprobs)
+    joining = AsyncLLM.join(
+        *started,
+        chat_template=server.chat_template,
+        max_logprobs=server.max_logprobs,
+        grammar_timeout_ms=server.grammar_timeout_ms,
+    )
     llm = await unless(stop, joining)
     if llm is None:
         return EXIT_STOPPED

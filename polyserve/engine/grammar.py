@@ -34,7 +34,10 @@ MAX_SHOWN = 300  # characters of what llguidance says
 _JSON_SPACE = " |\n[ \t]{0,32}"
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
 _LIMITS = LLParserLimits(
-    max_lexer_states=50_000,  # 1 to 2 kB each
+    # of one step, which the whole batch waits for: together some 20 ms at worst, with 262,144 tokens
+    step_lexer_fuel=100_000,
+    step_max_items=2_000,
+    max_lexer_states=10_000,  # 2 kB each, of every sequence
     precompute_large_lexemes=False,  # by and by as tokens need them, under the limits of a step
     verbose_errors=False,
 )

@@ -1,6 +1,7 @@
 """The front of a server: text in, text out, for many requests at a time, with the engine in another process.
 
     encode, render_chat   off the event loop, in a few threads
+    check_grammar         in a process that may die of it
     generate              Add -> engine;  Outputs -> the request's list -> its own task: SequenceText -> ChoiceDelta
 
 Nothing waits for a client: outputs of a request that nobody fetches wait in its list, at most `n` times the
@@ -17,13 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from polyserve.config import EngineConfig
+from polyserve.config import GRAMMAR_TIMEOUT_MS, EngineConfig
 from polyserve.errors import EngineDead, InvalidRequest, PolyServeError
 from polyserve.log import get_logger
 from polyserve.output import LogprobEntry, SequenceText, prompt_logprob_entries
 from polyserve.request import FinishReason, SequenceOutput, admit, check_request, error_of
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.engine_process import COMMAND, EngineProcess, start_engine
+from polyserve.service.grammar_checker import GrammarChecker
 from polyserve.service.messages import Abort, Add, EngineStats, Outputs, Ready
 from polyserve.tokenizer.base import Tokenizer
 from polyserve.tokenizer.load import load_tokenizer
@@ -51,7 +53,15 @@ class ChoiceDelta:
 class AsyncLLM:
     """Made by `start`. Its attributes are what a server reports of its model; `stats`, the engine's latest counts."""
 
-    def __init__(self, engine: EngineProcess, tokenizer: Tokenizer, ready: Ready, *, max_logprobs: int) -> None:
+    def __init__(
+        self,
+        engine: EngineProcess,
+        tokenizer: Tokenizer,
+        ready: Ready,
+        *,
+        max_logprobs: int,
+        grammar_timeout_ms: int = GRAMMAR_TIMEOUT_MS,
+    ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = ready.vocab_size
         self.max_model_len = ready.max_model_len
@@ -64,6 +74,7 @@ class AsyncLLM:
         self._engine = engine
         self._death: EngineDead | None = None
         self._streams: dict[str, _Stream] = {}
+        self._grammars = GrammarChecker(limit_ms=grammar_timeout_ms)
         self._threads = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
         self._watcher = asyncio.create_task(self._watch())
         engine.listen(self._distribute)
@@ -86,9 +97,18 @@ class AsyncLLM:
 
     @classmethod
     async def join(
-        cls, engine: EngineProcess, path: Path, *, chat_template: str | None = None, max_logprobs: int = 20
+        cls,
+        engine: EngineProcess,
+        path: Path,
+        *,
+        chat_template: str | None = None,
+        max_logprobs: int = 20,
+        grammar_timeout_ms: int = GRAMMAR_TIMEOUT_MS,
     ) -> "AsyncLLM":
-        """The same for what `start_engine` gave. The process is ended if this fails."""
+        """The same for what `start_engine` gave. The process is ended if this fails.
+
+        grammar_timeout_ms: processor time that compiling a request's grammar may take.
+        """
         try:
             tokenizer, ready = await asyncio.gather(
                 asyncio.to_thread(load_tokenizer, path, chat_template=chat_template), engine.ready()
@@ -96,7 +116,7 @@ class AsyncLLM:
         except BaseException:
             await engine.close()
             raise
-        return cls(engine, tokenizer, ready, max_logprobs=max_logprobs)
+        return cls(engine, tokenizer, ready, max_logprobs=max_logprobs, grammar_timeout_ms=grammar_timeout_ms)
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""
@@ -131,6 +151,10 @@ class AsyncLLM:
             max_model_len=self.max_model_len,
             max_logprobs=self.max_logprobs,
         )
+
+    async def check_grammar(self, params: SamplingParams) -> None:
+        """Raise InvalidRequest if `params` hold a grammar that cannot be followed, or only with too much work."""
+        await self._grammars.check(params)
 
     async def generate(
         self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams
@@ -202,6 +226,7 @@ class AsyncLLM:
         self._die(EngineDead("the engine was shut down"))
         self._watcher.cancel()
         await self._engine.close()
+        await self._grammars.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _distribute(self, step: Outputs) -> None:

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import cast
 
 from polyserve.api.frontend import Frontend
+from polyserve.engine.grammar import byte_tokenizer, compile_grammar
 from polyserve.errors import EngineDead
 from polyserve.output import SequenceText, prompt_logprob_entries
 from polyserve.request import SequenceOutput, TokenLogprob, check_request
@@ -124,6 +125,10 @@ class FakeLLM:
             max_model_len=self.max_model_len,
             max_logprobs=self.max_logprobs,
         )
+
+    async def check_grammar(self, params: SamplingParams) -> None:
+        if params.grammar_field is not None:
+            compile_grammar(params, byte_tokenizer())
 
     async def generate(
         self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams
