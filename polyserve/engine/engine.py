@@ -102,6 +102,7 @@ class Engine:
         self._overlaps = device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
         self._under_way: Step | None = None
         self._compiling: dict[str, tuple[Request, Future[None]]] = {}  # requests that wait for their grammar
+        self._notice: Callable[[set[str]], None] | None = None
 
     @classmethod
     def from_config(cls, config: EngineConfig, *, load_vocabulary: Callable[[], Vocabulary] | None = None) -> "Engine":
@@ -152,6 +153,10 @@ class Engine:
             self._compiling.pop(request_id, None)
         self._scheduler.abort(request_id, choice)
 
+    def watch(self, notice: Callable[[set[str]], None]) -> None:
+        """Call `notice` before each step with the ids of the requests it computes: suspects, if it is the last one."""
+        self._notice = notice
+
     def has_work(self) -> bool:
         return self._scheduler.has_work or self._under_way is not None or bool(self._compiling)
 
@@ -164,6 +169,8 @@ class Engine:
         if not (self._overlaps and self._runner.settled):
             outputs += self._finish()
         step = self._scheduler.schedule()
+        if self._notice is not None:
+            self._notice(self._scheduler.requests_of(step))
         launched = bool(step.chunks) and self._launch(step)
         outputs += self._finish()
         if launched:
