@@ -15,7 +15,6 @@ MAX_COUNT = 2**31 - 1  # of tokens, or a rank among them
 MAX_CHOICES = 128
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 1024
-MAX_GRAMMAR_BYTES = 2**20
 GRAMMAR_FIELDS = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 MAX_SALT_CHARACTERS = 512
 
@@ -132,6 +131,11 @@ class SamplingParams:
         """The field that says which texts the answer may be; None if it may be any."""
         return next((name for name in GRAMMAR_FIELDS if getattr(self, name) is not None), None)
 
+    @property
+    def grammar_bytes(self) -> int:
+        """How long the grammar is."""
+        return 0 if self.grammar_field is None else _num_bytes(getattr(self, self.grammar_field))
+
     def check_against(self, *, vocab_size: int, max_logprobs: int) -> None:
         """Raise InvalidRequest if a token id is outside the vocabulary, or too many log-probabilities are asked for."""
         named = (
@@ -165,16 +169,18 @@ class SamplingParams:
         elif not isinstance(parts, str):
             raise InvalidRequest(f"{name} must be a string, got {type(parts).__name__}", param=name)
         try:
-            num_bytes = sum(len(part.encode()) for part in ([parts] if isinstance(parts, str) else parts))
+            _num_bytes(parts)
         except UnicodeEncodeError as error:
             message = f"{name} holds half of a surrogate pair, which no text can contain"
             raise InvalidRequest(message, param=name) from error
-        if num_bytes > MAX_GRAMMAR_BYTES:
-            raise InvalidRequest(f"{name} must have at most {MAX_GRAMMAR_BYTES} bytes, got {num_bytes}", param=name)
         for other in ("ignore_eos", "min_tokens"):
             if getattr(self, other):
                 message = f"{other} cannot go with {name}: the grammar decides where the answer ends"
                 raise InvalidRequest(message, param=other)
+
+
+def _num_bytes(parts: str | list[str]) -> int:
+    return sum(len(part.encode()) for part in ([parts] if isinstance(parts, str) else parts))
 
 
 def _check_stops(stops: list[str]) -> None:

@@ -98,19 +98,24 @@ class Frontend:
         options: Mapping[str, Any],
         *,
         echo: bool = False,
+        renamed: Mapping[str, str] | None = None,
         tenant: str | None = None,
     ) -> Admitted:
-        """Check a completion. `options` are those fields of SamplingParams that the client gave."""
+        """Check a completion. `options` are those fields of SamplingParams that the client gave.
+
+        renamed: what the protocol calls some of the options, for errors that name them.
+        """
         arrived = time.monotonic()
-        params = self._sampling_params(options, scores_prompt=echo)
-        self.limits.check_prompts(prompts, params)
-        for text in prompts:
-            if isinstance(text, str):
-                self.limits.check_length(len(text.encode(errors="replace")), max_model_len=self.llm.max_model_len)
-        await self.llm.check_grammar(params)
-        read = [await self.read_prompt(prompt) for prompt in prompts]
-        for prompt in read:
-            self.llm.check(prompt.token_ids, params)
+        with naming(renamed or {}):
+            params = self._sampling_params(options, scores_prompt=echo)
+            self.limits.check_prompts(prompts, params)
+            for text in prompts:
+                if isinstance(text, str):
+                    self.limits.check_length(len(text.encode(errors="replace")), max_model_len=self.llm.max_model_len)
+            await self.llm.check_grammar(params)
+            read = [await self.read_prompt(prompt) for prompt in prompts]
+            for prompt in read:
+                self.llm.check(prompt.token_ids, params)
         return Admitted(request_id=request_id, prompts=read, params=params, arrived=arrived, tenant=tenant)
 
     async def admit_chat(
@@ -122,7 +127,7 @@ class Frontend:
         renamed: Mapping[str, str] | None = None,
         tenant: str | None = None,
     ) -> Admitted:
-        """Check a chat request. `renamed`: what the protocol calls some of the options, for errors that name them."""
+        """Check a chat request. `renamed` is as for `admit_prompts`."""
         arrived = time.monotonic()
         with naming({"prompt": "messages", **(renamed or {})}):
             params = self._sampling_params({"max_tokens": None, **options})

@@ -116,7 +116,6 @@ def test_what_cannot_be_followed_is_refused_by_name(llm, params, message):
     ({"guided_choice": "abc"}, "guided_choice"),
     ({"guided_json": {"type": "string"}}, "guided_json"),
     ({"guided_regex": "\ud800"}, "guided_regex"),
-    ({"guided_json": " " * (2**20 + 1)}, "guided_json"),
 ])  # fmt: skip
 def test_parameters_that_contradict_a_grammar_are_refused(params, param):
     with pytest.raises(InvalidRequest) as refused:

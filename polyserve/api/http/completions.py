@@ -37,7 +37,12 @@ def completions_router(frontend: Frontend) -> APIRouter:
         shown = body.usage_chunks()
         request_id = f"cmpl-{uuid.uuid4().hex}"
         admitted = await frontend.admit_prompts(
-            request_id, body.prompt, body.options(), echo=bool(body.echo), tenant=tenant_of(request)
+            request_id,
+            body.prompt,
+            body.options(),
+            echo=bool(body.echo),
+            renamed=body.renamed(),
+            tenant=tenant_of(request),
         )
         answer = _Answer(frontend, body, admitted)
         if body.stream:
