@@ -16,6 +16,7 @@ MAX_CHOICES = 128
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 1024
 GRAMMAR_FIELDS = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+JSON_SPACE = " |\n[ \t]{0,32}"  # what may stand between two words of JSON, as an expression
 MAX_SALT_CHARACTERS = 512
 
 

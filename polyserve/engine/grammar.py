@@ -25,13 +25,13 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from polyserve.errors import InvalidRequest
 from polyserve.request import Vocabulary
-from polyserve.sampling_params import GRAMMAR_FIELDS, SamplingParams
+from polyserve.sampling_params import GRAMMAR_FIELDS, JSON_SPACE, SamplingParams
 
+MAX_VOCAB_SIZE = 2**19
 MAX_CACHED = 64  # compiled grammars
 MAX_MULTIPLE_OF = 10_000  # of an integer: one state a remainder
 MAX_SHOWN = 300  # characters of what llguidance says
 
-_JSON_SPACE = " |\n[ \t]{0,32}"
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
 _LIMITS = LLParserLimits(
     # of one step, which the whole batch waits for: together some 20 ms at worst, with 262,144 tokens
@@ -146,9 +146,11 @@ def compile_grammar(params: SamplingParams, tokenizer: LLTokenizer) -> LLMatcher
 
 
 def byte_tokenizer() -> LLTokenizer:
-    """A vocabulary of the 256 bytes, to try grammars with; their cost depends little on the vocabulary."""
+    """A vocabulary of the 256 bytes, to try grammars with; their cost depends little on the vocabulary.
+
+    Any id that a grammar may name is there as well."""
     tokens = [bytes([byte]) for byte in range(256)]
-    return _tokenizer(Vocabulary([*tokens, b"</s>"], frozenset({256})), vocab_size=257, eos_ids=[256])
+    return _tokenizer(Vocabulary([*tokens, b"</s>"], frozenset({256})), vocab_size=MAX_VOCAB_SIZE, eos_ids=[256])
 
 
 def lark_of(params: SamplingParams) -> str:
@@ -178,7 +180,7 @@ def _schema(text: str) -> str:
     if isinstance(schema, dict):
         _refuse_costly(schema)
         own = schema.get("x-guidance")
-        schema = {**schema, "x-guidance": {"whitespace_pattern": _JSON_SPACE, **(own if isinstance(own, dict) else {})}}
+        schema = {**schema, "x-guidance": {"whitespace_pattern": JSON_SPACE, **(own if isinstance(own, dict) else {})}}
     return json.dumps(schema, ensure_ascii=False)
 
 
