@@ -22,7 +22,7 @@ PACKAGES = {
     "polyserve_proto": ROOT / "proto/polyserve_proto",
     "polyserve_benchmarks": ROOT / "benchmarks/polyserve_benchmarks",
 }
-GROUND = ("config", "errors", "gguf", "log", "request", "sampling_params")
+GROUND = ("config", "errors", "gguf", "log", "pooling", "request", "sampling_params")
 RANKS = {
     "polyserve.cli": 10,
     "polyserve_benchmarks": 9,
@@ -33,6 +33,7 @@ RANKS = {
     "polyserve.service": 6,
     "polyserve.engine": 5,
     "polyserve.output": 5,
+    "polyserve.tools": 5,
     "polyserve.model": 4,
     "polyserve.distributed": 3,
     "polyserve.quantization": 3,
