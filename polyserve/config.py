@@ -96,15 +96,33 @@ class ServerConfig:
     host: str = option("127.0.0.1", "address of both servers")
     port: int = option(8000, "HTTP port; 0 takes a free one")
     grpc_port: int = option(50051, "gRPC port; 0 takes a free one")
-    served_model_name: str | None = option(None, "the name clients use; default: the model as it was given")
+    served_model_name: list[str] = option(
+        [], "names clients may use, the first of which responses carry; default: the model as it was given"
+    )
     chat_template: str | None = option(
         None, "a jinja file, or polylm-base, polylm-multialpaca, polylm-chat; default: the checkpoint's"
     )
+    api_keys_file: str | None = option(
+        None, "names and hashes of the keys that calls need (polyserve keys makes them); also POLYSERVE_API_KEYS"
+    )
+    tls_cert: str | None = option(None, "certificate in PEM, for HTTPS and gRPC over TLS; needs --tls-key")
+    tls_key: str | None = option(None, "its private key in PEM, without a password")
+    cors_origins: list[str] = option([], "origins whose web pages may call, such as https://example.org; default: none")
     max_logprobs: int = option(20, "most alternatives a request may ask for at each token")
+    step_timeout: float = option(60.0, "seconds after which an engine that is silent is stuck, and is started again")
+    request_timeout: float = option(600.0, "seconds that a request may take; clients can ask for less, not for more")
+    drain_timeout: float = option(25.0, "seconds that running requests may take when the server is told to end")
     log_level: str = option("info", "least important lines to log", choices=("debug", "info", "warning", "error"))
 
     def __post_init__(self) -> None:
         _check_choices(self, "log_level", ("debug", "info", "warning", "error"))
+        for name in ("step_timeout", "request_timeout"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
+        if not self.drain_timeout >= 0:
+            raise ValueError(f"drain_timeout must be at least 0, got {self.drain_timeout}")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together, got one of them")
         for name in ("port", "grpc_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise ValueError(f"{name} must be between 0 and 65535, got {getattr(self, name)}")

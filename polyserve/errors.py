@@ -24,6 +24,14 @@ class InvalidRequest(PolyServeError):
     """The request can never succeed as it is: a field is malformed, unsupported or out of range."""
 
 
+class Unauthenticated(PolyServeError):
+    """The call came without a key that is known."""
+
+
+class PermissionDenied(PolyServeError):
+    """The call's key does not open what it asks for."""
+
+
 class ModelNotFound(PolyServeError):
     """The request names a model that this server does not serve."""
 
@@ -56,6 +64,10 @@ class TrainingError(PolyServeError):
     """A recipe, a data set or a run of training cannot be used. The command line prints this line and exits with 2."""
 
 
+class SettingsError(PolyServeError):
+    """A file of keys or certificates cannot be used. The command line prints this line and exits with 2."""
+
+
 @dataclass(frozen=True, slots=True)
 class Status:
     """How one kind of error looks from outside."""
@@ -67,6 +79,8 @@ class Status:
 
 _STATUS: dict[type[PolyServeError], Status] = {
     InvalidRequest: Status(400, "INVALID_ARGUMENT", "invalid_request_error"),
+    Unauthenticated: Status(401, "UNAUTHENTICATED", "invalid_request_error"),
+    PermissionDenied: Status(403, "PERMISSION_DENIED", "permission_error"),
     ModelNotFound: Status(404, "NOT_FOUND", "not_found_error"),
     Overloaded: Status(429, "RESOURCE_EXHAUSTED", "rate_limit_error"),
     DeadlineExceeded: Status(504, "DEADLINE_EXCEEDED", "timeout_error"),
@@ -75,6 +89,7 @@ _STATUS: dict[type[PolyServeError], Status] = {
     InternalError: Status(500, "INTERNAL", "internal_error"),
     ModelLoadError: Status(500, "INTERNAL", "internal_error"),
     TrainingError: Status(500, "INTERNAL", "internal_error"),
+    SettingsError: Status(500, "INTERNAL", "internal_error"),
 }
 
 

@@ -24,6 +24,7 @@ class Request:
     request_id: str  # unique among live requests
     prompt_ids: list[int]
     params: SamplingParams  # the seed is set
+    answered: dict[int, list[int]] | None = None  # of one that goes on: what each choice that has not ended has by now
 
 
 @dataclass(frozen=True, slots=True)

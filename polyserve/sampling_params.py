@@ -15,6 +15,54 @@ MAX_COUNT = 2**31 - 1  # of tokens, or a rank among them
 MAX_CHOICES = 128
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 1024
+MAX_SALT_CHARACTERS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The numbers that a field takes: `low` to `high`, both included but for `low` with `open_low`."""
+
+    low: float
+    high: float
+    open_low: bool = False
+
+    @property
+    def whole(self) -> bool:
+        return isinstance(self.low, int)
+
+    def __str__(self) -> str:
+        at_least = "more than" if self.open_low else "at least"
+        spelling = "d" if self.whole else "g"
+        return f"{at_least} {self.low:{spelling}} and at most {self.high:{spelling}}"
+
+    def check(self, name: str, value: object) -> None:
+        """Raise InvalidRequest, naming the field, for what is no number or lies outside."""
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InvalidRequest(f"{name} must be a {'whole ' * self.whole}number, got {value!r}", param=name)
+        if self.whole and not isinstance(value, int):
+            raise InvalidRequest(f"{name} must be a whole number, got {value!r}", param=name)
+        above = self.low < value if self.open_low else self.low <= value
+        if not above or not value <= self.high:  # written so that nan is refused
+            raise InvalidRequest(f"{name} must be {self}, got {value}", param=name)
+
+
+RANGES = {  # None, where a field allows it, lies in every range
+    "n": Range(1, MAX_CHOICES),
+    "max_tokens": Range(0, MAX_COUNT),
+    "min_tokens": Range(0, MAX_COUNT),
+    "temperature": Range(0.0, 100.0),
+    "top_k": Range(-1, MAX_COUNT),
+    "top_p": Range(0.0, 1.0, open_low=True),
+    "min_p": Range(0.0, 1.0),
+    "typical_p": Range(0.0, 1.0, open_low=True),
+    "repetition_penalty": Range(0.0, 100.0, open_low=True),
+    "frequency_penalty": Range(-2.0, 2.0),
+    "presence_penalty": Range(-2.0, 2.0),
+    "seed": Range(-MAX_SEED - 1, MAX_SEED),
+    "logprobs": Range(0, MAX_COUNT),
+    "prompt_logprobs": Range(0, MAX_COUNT),
+}
+BIAS = Range(-100.0, 100.0)  # of logit_bias
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,36 +94,27 @@ class SamplingParams:
     )
     prompt_logprobs: int | None = option(None, "the same for the tokens of the prompt; default: none")
     skip_special_tokens: bool = option(True, "leave special tokens out of the text")
+    cache_salt: str | None = option(
+        None, "share cached keys and values of the prompt only with requests that have the same salt"
+    )
 
     def __post_init__(self) -> None:
-        _whole("n", self.n, 1, MAX_CHOICES)
-        if self.max_tokens is not None:
-            _whole("max_tokens", self.max_tokens, 0, MAX_COUNT)
-        _whole("min_tokens", self.min_tokens, 0, MAX_COUNT)
+        for name, limit in RANGES.items():
+            if getattr(self, name) is not None:
+                limit.check(name, getattr(self, name))
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequest(
                 f"min_tokens must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}", param="min_tokens"
             )
-        _between("temperature", self.temperature, 0.0, 100.0)
-        _whole("top_k", self.top_k, -1, MAX_COUNT)
-        _between("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _between("min_p", self.min_p, 0.0, 1.0)
-        _between("typical_p", self.typical_p, 0.0, 1.0, open_low=True)
-        _between("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
-        _between("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _between("presence_penalty", self.presence_penalty, -2.0, 2.0)
         for bias in self.logit_bias.values():
-            _between("logit_bias", bias, -100.0, 100.0)
+            BIAS.check("logit_bias", bias)
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise InvalidRequest(
                 "allowed_token_ids must name at least one token, got an empty list", param="allowed_token_ids"
             )
-        if self.seed is not None:
-            _whole("seed", self.seed, -MAX_SEED - 1, MAX_SEED)
         _check_stops(self.stop)
-        for name in ("logprobs", "prompt_logprobs"):
-            if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), 0, MAX_COUNT)
+        if self.cache_salt is not None:
+            _check_salt(self.cache_salt)
 
     @property
     def greedy(self) -> bool:
@@ -109,25 +148,16 @@ def _check_stops(stops: list[str]) -> None:
         if not 0 < len(stop) <= MAX_STOP_CHARACTERS:
             message = f"a stop string has 1 to {MAX_STOP_CHARACTERS} characters, got {len(stop)}"
             raise InvalidRequest(message, param="stop")
-        if any("\ud800" <= character <= "\udfff" for character in stop):
-            raise InvalidRequest(
-                "a stop string holds half of a surrogate pair, which no text can contain", param="stop"
-            )
+        _check_text("stop", stop)
 
 
-def _whole(name: str, value: int, low: int, high: int) -> None:
-    """Refuse a value that is not an integer or lies outside [low, high]."""
-    if not isinstance(value, int):
-        raise InvalidRequest(f"{name} must be a whole number, got {value!r}", param=name)
-    _between(name, value, low, high)
+def _check_text(name: str, text: str) -> None:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidRequest(f"{name} holds half of a surrogate pair, which no text can contain", param=name)
 
 
-def _between(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
-    """Refuse a value that is not a number or lies outside [low, high] (outside (low, high] with `open_low`)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidRequest(f"{name} must be a number, got {value!r}", param=name)
-    if not (low < value if open_low else low <= value) or not value <= high:  # written so that nan is refused
-        at_least = "more than" if open_low else "at least"
-        spelling = "d" if isinstance(low, int) else "g"
-        limit = f"{at_least} {low:{spelling}} and at most {high:{spelling}}"
-        raise InvalidRequest(f"{name} must be {limit}, got {value}", param=name)
+def _check_salt(salt: str) -> None:
+    if not isinstance(salt, str) or not 0 < len(salt) <= MAX_SALT_CHARACTERS:
+        message = f"cache_salt must be a string of 1 to {MAX_SALT_CHARACTERS} characters, got {salt!r:.60}"
+        raise InvalidRequest(message, param="cache_salt")
+    _check_text("cache_salt", salt)

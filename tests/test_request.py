@@ -65,7 +65,7 @@ def test_a_drawn_seed_is_one_that_a_client_may_give() -> None:
     [
         ("max_tokens", 10**30, "max_tokens must be at least 0 and at most 2147483647"),
         ("top_k", 5.0, "top_k must be a whole number, got 5.0"),
-        ("n", True, "n must be a number, got True"),
+        ("n", True, "n must be a whole number, got True"),
         ("seed", 2**63, "seed must be at least"),
         ("stop", "word", "stop must be a list of strings, got 'word'"),
         ("stop", ["\ud800"], "half of a surrogate pair"),

@@ -12,43 +12,15 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from polyserve.api.conversation import Conversation
+from polyserve.api.limits import Limits
 from polyserve.api.merge import merged
 from polyserve.api.metrics import Metrics
 from polyserve.errors import EngineDead, InvalidRequest, ModelNotFound
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.async_llm import AsyncLLM, ChoiceDelta
-
-MAX_SEQUENCES = 1024  # that one request may ask for: prompts times choices
-MAX_MESSAGES = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation. Developer is the newer name of system; templates know the older one."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str
-    name: str | None = None
-
-    def for_template(self) -> dict[str, object]:
-        message: dict[str, object] = {
-            "role": "system" if self.role == "developer" else self.role,
-            "content": self.content,
-        }
-        if self.name is not None:
-            message["name"] = self.name
-        return message
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conversation:
-    """`add_generation_prompt` None: yes, but where the answer continues the final message."""
-
-    messages: Sequence[Message]
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +37,7 @@ class Admitted:
     prompts: list[Prompt]
     params: SamplingParams
     arrived: float  # monotonic seconds, before tokenising
+    tenant: str | None = None  # whose API key it came with, where keys are required
 
     @property
     def num_choices(self) -> int:
@@ -94,16 +67,23 @@ class Usage:
 class Frontend:
     """One served model, as both protocols see it."""
 
-    def __init__(self, llm: AsyncLLM, *, model_name: str) -> None:
+    def __init__(self, llm: AsyncLLM, *, model_names: Sequence[str], limits: Limits | None = None) -> None:
+        """model_names: what clients may call the model; responses carry the first."""
         self.llm = llm
-        self.model_name = model_name
+        self.limits = limits or Limits()
+        self.model_names = tuple(model_names)
         self.created = int(time.time())
         self.metrics = Metrics(llm)
 
+    @property
+    def model_name(self) -> str:
+        return self.model_names[0]
+
     def check_model(self, name: str | None) -> None:
-        """Raise ModelNotFound unless the name is the served one or left out."""
-        if name is not None and name != self.model_name:
-            message = f"the model {shortened(name)} is not served here; this server has {self.model_name!r}"
+        """Raise ModelNotFound unless the name is a served one or left out."""
+        if name is not None and name not in self.model_names:
+            served = " or ".join(map(repr, self.model_names))
+            message = f"the model {shortened(name)} is not served here; this server has {served}"
             raise ModelNotFound(message, param="model", code="model_not_found")
 
     def check_alive(self) -> None:
@@ -118,19 +98,19 @@ class Frontend:
         options: Mapping[str, Any],
         *,
         echo: bool = False,
+        tenant: str | None = None,
     ) -> Admitted:
         """Check a completion. `options` are those fields of SamplingParams that the client gave."""
         arrived = time.monotonic()
-        params = _sampling_params(options, scores_prompt=echo)
-        if not 0 < len(prompts) * params.n <= MAX_SEQUENCES:
-            message = (
-                f"a request has 1 to {MAX_SEQUENCES} choices in all, got {len(prompts)} prompts with n = {params.n}"
-            )
-            raise InvalidRequest(message, param="prompt")
+        params = self._sampling_params(options, scores_prompt=echo)
+        self.limits.check_prompts(prompts, params)
+        for text in prompts:
+            if isinstance(text, str):
+                self.limits.check_length(len(text.encode(errors="replace")), max_model_len=self.llm.max_model_len)
         read = [await self.read_prompt(prompt) for prompt in prompts]
         for prompt in read:
             self.llm.check(prompt.token_ids, params)
-        return Admitted(request_id=request_id, prompts=read, params=params, arrived=arrived)
+        return Admitted(request_id=request_id, prompts=read, params=params, arrived=arrived, tenant=tenant)
 
     async def admit_chat(
         self,
@@ -139,14 +119,24 @@ class Frontend:
         options: Mapping[str, Any],
         *,
         renamed: Mapping[str, str] | None = None,
+        tenant: str | None = None,
     ) -> Admitted:
         """Check a chat request. `renamed`: what the protocol calls some of the options, for errors that name them."""
         arrived = time.monotonic()
         with naming({"prompt": "messages", **(renamed or {})}):
-            params = _sampling_params({"max_tokens": None, **options})
+            params = self._sampling_params({"max_tokens": None, **options})
+            self.limits.check_length(conversation.num_bytes, max_model_len=self.llm.max_model_len)
             prompt = await self.read_conversation(conversation)
             self.llm.check(prompt.token_ids, params)
-        return Admitted(request_id=request_id, prompts=[prompt], params=params, arrived=arrived)
+        return Admitted(request_id=request_id, prompts=[prompt], params=params, arrived=arrived, tenant=tenant)
+
+    def _sampling_params(self, options: Mapping[str, Any], *, scores_prompt: bool = False) -> SamplingParams:
+        params = SamplingParams(**options)
+        if params.max_tokens == 0 and not scores_prompt and params.prompt_logprobs is None:
+            message = "max_tokens must be at least 1 where neither echo nor prompt_logprobs asks for the prompt, got 0"
+            raise InvalidRequest(message, param="max_tokens")
+        self.limits.check_params(params)
+        return params
 
     async def read_prompt(self, prompt: str | Sequence[int], *, add_special_tokens: bool = True) -> Prompt:
         """A prompt as token ids; ids are taken as they are."""
@@ -156,19 +146,13 @@ class Frontend:
 
     async def read_conversation(self, conversation: Conversation, *, add_special_tokens: bool = False) -> Prompt:
         """The prompt that the chat template makes; it writes the special tokens itself."""
-        messages, continues = conversation.messages, conversation.continue_final_message
-        if not 0 < len(messages) <= MAX_MESSAGES:
-            raise InvalidRequest(
-                f"messages must have 1 to {MAX_MESSAGES} messages, got {len(messages)}", param="messages"
-            )
-        adds = not continues if conversation.add_generation_prompt is None else conversation.add_generation_prompt
-        if adds and continues:
-            message = "continue_final_message cannot go with add_generation_prompt: the answer begins in one place"
-            raise InvalidRequest(message, param="continue_final_message")
+        messages = conversation.messages
+        self.limits.check_messages(messages)
+        conversation.check()
         text = await self.llm.render_chat(
             [message.for_template() for message in messages],
-            add_generation_prompt=adds,
-            continue_final_message=continues,
+            add_generation_prompt=conversation.adds_generation_prompt,
+            continue_final_message=conversation.continue_final_message,
         )
         return await self.read_prompt(text, add_special_tokens=add_special_tokens)
 
@@ -217,14 +201,6 @@ class Frontend:
                 for earlier in held or ():
                     yield earlier
                 held = None
-
-
-def _sampling_params(options: Mapping[str, Any], *, scores_prompt: bool = False) -> SamplingParams:
-    params = SamplingParams(**options)
-    if params.max_tokens == 0 and not scores_prompt and params.prompt_logprobs is None:
-        message = "max_tokens must be at least 1 where neither echo nor prompt_logprobs asks for the prompt, got 0"
-        raise InvalidRequest(message, param="max_tokens")
-    return params
 
 
 @contextmanager

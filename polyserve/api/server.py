@@ -11,13 +11,17 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import uvicorn
+from fastapi import FastAPI
 
 from polyserve.api.frontend import Frontend
 from polyserve.api.grpc.server import GrpcServer
 from polyserve.api.http.app import create_app
+from polyserve.api.http.protocol import GuardedProtocol
 from polyserve.api.ports import BACKLOG, authority
+from polyserve.api.protection import Protection
 from polyserve.api.stop import EXIT_FAILED, EXIT_STOPPED, unless
 from polyserve.log import get_logger
 
@@ -36,20 +40,22 @@ async def serve(
     host: str,
     announce: Callable[[str], None],
     grace_s: float = GRACE_S,
+    protection: Protection | None = None,
 ) -> int:
     """Answer over both protocols until `stop` is set or the engine dies. Returns the exit code.
 
     announce: called once, with the ready line, when both answer.  grace_s: how long requests may take after the end was
-    asked for; those that still run then end with an error, which their clients are told.
+    asked for; those that still run then end with an error, which their clients are told.  protection: default: none.
     """
+    protection = protection or Protection()
     port, grpc_port = http_socket.getsockname()[1], grpc_socket.getsockname()[1]
     grpc_socket.close()  # it kept the port; grpc takes no socket that exists
-    grpc_server = GrpcServer(host, grpc_port)
-    http = _HttpServer(_uvicorn_config(frontend, patience_s=grace_s + FAREWELL_S))
+    grpc_server = GrpcServer(host, grpc_port, protection)
+    http = _HttpServer(_uvicorn_config(create_app(frontend, protection), protection, patience_s=grace_s + FAREWELL_S))
     answering = asyncio.create_task(http.serve(sockets=[http_socket]))
     await grpc_server.start(frontend)
     await http.ready.wait()
-    announce(ready_lines(frontend, host, port, grpc_port))
+    announce(ready_lines(frontend, host, port, grpc_port, protection))
     death = await unless(stop, frontend.llm.wait_dead())
     if death is not None:
         log.error("the server ends: %s", death.message)
@@ -68,7 +74,7 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def ready_lines(frontend: Frontend, host: str, port: int, grpc_port: int) -> str:
+def ready_lines(frontend: Frontend, host: str, port: int, grpc_port: int, protection: Protection) -> str:
     """Where the server is, and a command to try it."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     http, grpc = authority(reachable, port), authority(reachable, grpc_port)
@@ -77,10 +83,12 @@ def ready_lines(frontend: Frontend, host: str, port: int, grpc_port: int) -> str
         path, body["messages"] = "/v1/chat/completions", [{"role": "user", "content": "What is the capital of France?"}]
     else:
         path, body["prompt"] = "/v1/completions", "Beijing is the capital of"
+    secret = " -H 'Authorization: Bearer KEY'" if protection.keys.required else ""
+    scheme = "http" if protection.certificate is None else "https"
     data = shlex.quote(json.dumps(body, ensure_ascii=False))
     return (
-        f"PolyServe is ready: {frontend.model_name} at http://{http} (HTTP) and {grpc} (gRPC)\n"
-        f"Try: curl -N http://{http}{path} -H 'Content-Type: application/json' -d {data}\n"
+        f"PolyServe is ready: {frontend.model_name} at {scheme}://{http} (HTTP) and {grpc} (gRPC)\n"
+        f"Try: curl -N {scheme}://{http}{path}{secret} -H 'Content-Type: application/json' -d {data}\n"
     )
 
 
@@ -101,17 +109,21 @@ class _HttpServer(uvicorn.Server):
         yield
 
 
-def _uvicorn_config(frontend: Frontend, *, patience_s: float) -> uvicorn.Config:
+def _uvicorn_config(app: FastAPI, protection: Protection, *, patience_s: float) -> uvicorn.Config:
+    certificate = protection.certificate
     return uvicorn.Config(
-        create_app(frontend),
+        app,
         loop="none",
-        http="httptools",
+        http=partial(GuardedProtocol, limits=protection.limits),  # type: ignore[arg-type]  # called as the class is
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="warning",
+        log_level="critical",  # what it would log, `http` answers or logs itself
         access_log=False,
         server_header=False,
+        headers=[("x-content-type-options", "nosniff")],
+        ssl_certfile=None if certificate is None else certificate.chain,
+        ssl_keyfile=None if certificate is None else certificate.key,
         backlog=BACKLOG,
         timeout_graceful_shutdown=math.ceil(patience_s),
     )

@@ -7,34 +7,51 @@ gRPC comes after it: its threads and forking do not go together.
 """
 
 import asyncio
+import resource
 import socket
 import sys
 
+from polyserve.api.limits import Limits
 from polyserve.api.ports import PortUnavailable, listen
+from polyserve.api.protection import Protection
 from polyserve.api.stop import EXIT_FAILED, EXIT_STOPPED, told_to_stop, unless
 from polyserve.config import EngineConfig, ServerConfig
-from polyserve.service.engine_process import start_engine
+from polyserve.log import get_logger
+from polyserve.service.supervisor import Supervisor
+
+log = get_logger(__name__)
 
 
-async def run(engine: EngineConfig, server: ServerConfig) -> int:
-    """Serve until SIGINT or SIGTERM (returns 0) or until the engine dies (returns 1). Raises ModelLoadError."""
+async def run(engine: EngineConfig, server: ServerConfig, limits: Limits | None = None) -> int:
+    """Serve until SIGINT or SIGTERM (returns 0) or until no engine stays alive (returns 1).
+
+    Raises ModelLoadError, SettingsError.
+    """
+    protection = Protection.from_config(server, limits or Limits())
     stop = asyncio.Event()
+    _allow_descriptors()
     try:
         with (
             listen(server.host, server.port) as http_socket,
             listen(server.host, server.grpc_port) as grpc_socket,
             told_to_stop(stop),
         ):
-            return await _run(engine, server, (http_socket, grpc_socket), stop)
+            return await _run(engine, server, (http_socket, grpc_socket), stop, protection)
     except PortUnavailable as error:
         sys.stderr.write(f"polyserve: {error}\n")
         return EXIT_FAILED
 
 
 async def _run(
-    engine: EngineConfig, server: ServerConfig, sockets: tuple[socket.socket, socket.socket], stop: asyncio.Event
+    engine: EngineConfig,
+    server: ServerConfig,
+    sockets: tuple[socket.socket, socket.socket],
+    stop: asyncio.Event,
+    protection: Protection,
 ) -> int:
-    started = await unless(stop, start_engine(engine))
+    if not protection.keys.required and not _is_local(server.host):
+        log.warning("no API keys: whoever reaches %s can use this server", server.host)
+    started = await unless(stop, Supervisor.start(engine, step_timeout_s=server.step_timeout))
     if started is None:
         return EXIT_STOPPED
 
@@ -47,7 +64,19 @@ async def _run(
     if llm is None:
         return EXIT_STOPPED
     try:
-        frontend = Frontend(llm, model_name=server.served_model_name or engine.model)
-        return await serve(frontend, *sockets, stop, host=server.host, announce=say)
+        frontend = Frontend(llm, model_names=server.served_model_name or [engine.model], limits=protection.limits)
+        return await serve(frontend, *sockets, stop, host=server.host, announce=say, protection=protection)
     finally:
         await llm.close()
+
+
+def _allow_descriptors() -> None:
+    """Connections are descriptors, of which many systems allow 1024 unless they are asked for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _is_local(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    return host == "localhost" or host == "::1" or host.startswith("127.")

@@ -1,7 +1,7 @@
 """`polyserve`: one lazy group of commands, and the one place where an error becomes a line and an exit code.
 
-Exit codes   0 done   1 a failure while running   2 wrong usage, or a model, recipe or data set that cannot be used
-             130 interrupted
+Exit codes   0 done   1 a failure while running   2 wrong usage, or a model, recipe, data set or key file that cannot be
+             used   130 interrupted
 Each command lives in a file of its own, imported when it is needed; what is heavy (torch, the servers) is imported
 inside its function, so that `--help` answers at once.
 """
@@ -14,10 +14,12 @@ from importlib import import_module
 import click
 
 from polyserve import __version__
-from polyserve.errors import InvalidRequest, ModelLoadError, PolyServeError, TrainingError
+from polyserve.errors import InvalidRequest, ModelLoadError, PolyServeError, SettingsError, TrainingError
 
 # polyserve.cli.<name>.<name>
-_COMMANDS = ("serve", "chat", "generate", "train", "data", "tokenizer", "convert", "quantize", "eval", "bench")
+_COMMANDS = (
+    "serve", "keys", "chat", "generate", "train", "data", "tokenizer", "convert", "quantize", "eval", "bench",
+)  # fmt: skip
 
 
 class _LazyGroup(click.Group):
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{command}: {error.format_message()} (see {command} --help)", 2)
     except click.ClickException as error:
         return _fail(f"polyserve: {error.format_message()}", 1)
-    except (ModelLoadError, InvalidRequest, TrainingError) as error:
+    except (ModelLoadError, InvalidRequest, SettingsError, TrainingError) as error:
         return _fail(f"polyserve: {error.message}", 2)
     except PolyServeError as error:
         return _fail(f"polyserve: {error.message}", 1)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from polyserve.api.frontend import Message
+from polyserve.api.conversation import Conversation, Message
 from polyserve.errors import InvalidRequest
 from polyserve.output import CompletionOutput, LogprobEntry, RequestOutput, TopLogprob
 from polyserve.sampling_params import SamplingParams
@@ -125,4 +125,5 @@ def _messages(value: object) -> list[dict[str, object]]:
     for message in given:
         for name in message.keys() - _MESSAGE_FIELDS:
             raise ValueError(f"unknown field {name!r} in a message")
+    Conversation(messages=messages).check()
     return [message.for_template() for message in messages]

@@ -90,9 +90,13 @@ class BlockManager:
         """The name of full block `index` of `seq`; each is computed once."""
         while len(seq.digests) <= index:
             start = len(seq.digests) * self.block_size
-            parent = seq.digests[-1] if seq.digests else self._root
+            parent = seq.digests[-1] if seq.digests else self._root_for(seq.params.cache_salt)
             seq.digests.append(digest_of(seq.tokens[start : start + self.block_size], parent=parent))
         return seq.digests[index]
+
+    def _root_for(self, salt: str | None) -> bytes:
+        """What the names of a sequence grow from: sequences with different salts share none."""
+        return self._root if salt is None else root_of(self._root + salt.encode())
 
     def _num_blocks_of(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)

@@ -5,6 +5,7 @@ fault while a step is computed ends the sequences of that step; a broken invaria
 """
 
 import os
+from collections.abc import Callable
 
 import torch
 
@@ -90,6 +91,7 @@ class Engine:
         self._runner = ModelRunner(model, cache, graphs=DecodeGraphs(model, cache) if recorded else None)
         self._overlaps = device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
         self._under_way: Step | None = None
+        self._notice: Callable[[set[str]], None] | None = None
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> "Engine":
@@ -126,6 +128,10 @@ class Engine:
         """End one choice of a request, or all: nothing more comes for it. Unknown ids have just ended."""
         self._scheduler.abort(request_id, choice)
 
+    def watch(self, notice: Callable[[set[str]], None]) -> None:
+        """Call `notice` before each step with the ids of the requests it computes: suspects, if it is the last one."""
+        self._notice = notice
+
     def has_work(self) -> bool:
         return self._scheduler.has_work or self._under_way is not None
 
@@ -138,6 +144,8 @@ class Engine:
         if not (self._overlaps and self._runner.settled):
             outputs += self._finish()
         step = self._scheduler.schedule()
+        if self._notice is not None:
+            self._notice(self._scheduler.requests_of(step))
         launched = bool(step.chunks) and self._launch(step)
         outputs += self._finish()
         if launched:

@@ -83,24 +83,25 @@ class Scheduler:
         )
 
     def add(self, request: Request) -> None:
-        """Queue a request that fits `max_model_len`."""
+        """Queue a request that fits `max_model_len`. One that goes on is computed again as far as it was answered."""
         assert request.request_id not in self._requests, f"request id {request.request_id!r} is in use"
         params, room = request.params, self._max_model_len - len(request.prompt_ids)
+        answered = request.answered or {choice: [] for choice in range(params.n)}
         choices = [
             Sequence(
                 seq_id=next(self._seq_ids),
                 request_id=request.request_id,
                 choice=choice,
                 params=params,
-                tokens=list(request.prompt_ids),
+                tokens=request.prompt_ids + answer,
                 prompt_len=len(request.prompt_ids),
                 max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
-                prompt_logprobs=[None] if choice == 0 and params.prompt_logprobs is not None else None,
+                prompt_logprobs=[None] if choice == 0 and params.prompt_logprobs is not None and not answer else None,
             )
-            for choice in range(params.n)
+            for choice, answer in answered.items()
         ]
         self._live.update((seq.seq_id, seq) for seq in choices)
-        self._requests[request.request_id] = dict(enumerate(choices))
+        self._requests[request.request_id] = {seq.choice: seq for seq in choices}
         self._waiting.append(choices[0])
         if len(choices) > 1:
             self._asleep[request.request_id] = choices[1:]
@@ -110,6 +111,10 @@ class Scheduler:
         choices = self._requests.get(request_id, {})
         for seq in [seq for seq in choices.values() if choice is None or seq.choice == choice]:
             self._end(seq)
+
+    def requests_of(self, step: Step) -> set[str]:
+        """The ids of the requests that a step computes, if they are live."""
+        return {self._live[chunk.seq_id].request_id for chunk in step.chunks if chunk.seq_id in self._live}
 
     def schedule(self) -> Step:
         """The next step. It has no chunks only if nothing is live, or all that is left awaits a last token."""

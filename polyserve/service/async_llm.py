@@ -5,8 +5,8 @@
 
 Nothing waits for a client: outputs of a request that nobody fetches wait in its list, at most `n` times the
 model's length of them, and are handed over as one delta a choice when it comes back. A request that its client leaves
-is aborted in the engine, and so is a choice that a stop string has ended. When the engine process ends, every request
-ends with EngineDead at once. Never imports torch and never blocks the loop.
+is aborted in the engine, and so is a choice that a stop string has ended. When an engine process ends, requests go on
+in the next one; when there is none any more, each ends with EngineDead. Never imports torch and never blocks the loop.
 """
 
 import asyncio
@@ -23,8 +23,9 @@ from polyserve.log import get_logger
 from polyserve.output import LogprobEntry, SequenceText, prompt_logprob_entries
 from polyserve.request import FinishReason, SequenceOutput, admit, check_request
 from polyserve.sampling_params import SamplingParams
-from polyserve.service.engine_process import COMMAND, EngineProcess, start_engine
+from polyserve.service.engine_process import COMMAND
 from polyserve.service.messages import Abort, Add, EngineStats, Outputs, Ready
+from polyserve.service.supervisor import STEP_TIMEOUT_S, Supervisor
 from polyserve.tokenizer.base import Tokenizer
 from polyserve.tokenizer.load import load_tokenizer
 
@@ -51,7 +52,7 @@ class ChoiceDelta:
 class AsyncLLM:
     """Made by `start`. Its attributes are what a server reports of its model; `stats`, the engine's latest counts."""
 
-    def __init__(self, engine: EngineProcess, tokenizer: Tokenizer, ready: Ready, *, max_logprobs: int) -> None:
+    def __init__(self, engine: Supervisor, tokenizer: Tokenizer, ready: Ready, *, max_logprobs: int) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = ready.vocab_size
         self.max_model_len = ready.max_model_len
@@ -76,19 +77,20 @@ class AsyncLLM:
         chat_template: str | None = None,
         max_logprobs: int = 20,
         command: Sequence[str] = COMMAND,
+        step_timeout_s: float = STEP_TIMEOUT_S,
     ) -> "AsyncLLM":
         """Load the model in the engine process, the tokenizer here beside it. Raises ModelLoadError, or EngineDead.
 
-        chat_template: path of a jinja file or a built-in template's name.  command: what is run as the engine process.
+        chat_template: path of a jinja file or a built-in template's name.  command, step_timeout_s: the supervisor's.
         """
-        engine, path = await start_engine(config, command)
+        engine, path = await Supervisor.start(config, command, step_timeout_s=step_timeout_s)
         return await cls.join(engine, path, chat_template=chat_template, max_logprobs=max_logprobs)
 
     @classmethod
     async def join(
-        cls, engine: EngineProcess, path: Path, *, chat_template: str | None = None, max_logprobs: int = 20
+        cls, engine: Supervisor, path: Path, *, chat_template: str | None = None, max_logprobs: int = 20
     ) -> "AsyncLLM":
-        """The same for what `start_engine` gave. The process is ended if this fails."""
+        """The same for what `Supervisor.start` gave. The process is ended if this fails."""
         try:
             tokenizer, ready = await asyncio.gather(
                 asyncio.to_thread(load_tokenizer, path, chat_template=chat_template), engine.ready()
@@ -190,6 +192,16 @@ class AsyncLLM:
             num_cached_tokens=output.num_cached_tokens,
         )
 
+    @property
+    def progressing(self) -> bool:
+        """Whether an engine answers. While one is started again requests are taken in all the same, and wait."""
+        return self._death is None and self._engine.progressing
+
+    @property
+    def num_restarts(self) -> int:
+        """How often the engine process was started again."""
+        return self._engine.num_restarts
+
     async def wait_dead(self) -> EngineDead:
         """Wait until there is no engine any more, and say why."""
         await self.dead.wait()
@@ -200,6 +212,7 @@ class AsyncLLM:
         """End the engine process. Requests that still run end with EngineDead."""
         self._die(EngineDead("the engine was shut down"))
         self._watcher.cancel()
+        await asyncio.gather(self._watcher, return_exceptions=True)
         await self._engine.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -216,10 +229,8 @@ class AsyncLLM:
                 stream.put(output)
 
     async def _watch(self) -> None:
-        """Notice the engine's death."""
-        death = await self._engine.died()
-        log.error("%s with %d requests in it", death.message, len(self._streams))
-        self._die(death)
+        """Keep an engine, and notice when there is none any more."""
+        self._die(await self._engine.supervise())
 
     def _die(self, death: EngineDead) -> None:
         """End every request. The first reason stays."""

@@ -2,7 +2,8 @@
 
 Its first line of standard input says what to load and where to listen (`Start`). It binds the socket, loads the model,
 and then takes turns: take every message that has come, let the aborts overtake the additions, do one step, send each
-front what the step brought for it. Without work it sleeps on the socket.
+front what the step brought for it. Without work it sleeps on the socket, and also while a front is too far behind: so
+what lies in the socket is bounded in this direction, as it is in the other by what the front admits.
 
 The front decides when it ends, by closing standard input: that works while loading, in the middle of a step, and also
 when the front was killed. Signals meant for the front (Ctrl-C, a service manager's SIGTERM) are ignored here.
@@ -12,6 +13,7 @@ import contextlib
 import faulthandler
 import gc
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -28,12 +30,15 @@ from polyserve.config import EngineConfig
 from polyserve.errors import InvalidRequest, ModelLoadError
 from polyserve.log import get_logger, set_up_logging
 from polyserve.request import Request, SequenceOutput
+from polyserve.service.last_step import StepRecorder
 from polyserve.service.messages import (
+    MAX_UNHEARD,
     Abort,
     Add,
     EngineStats,
     Failed,
     FrontMessage,
+    Heard,
     Hello,
     Outputs,
     Ready,
@@ -71,8 +76,9 @@ def main(make_engine: Callable[[EngineConfig], "Engine"] = load_engine) -> int:
     threading.Thread(target=_end_with_the_front, args=(Path(start.socket),), name="lifeline", daemon=True).start()
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
         for option in (zmq.SNDHWM, zmq.RCVHWM):
-            socket.setsockopt(option, 0)  # never drop a message; what is under way is bounded by what was asked for
+            socket.setsockopt(option, 0)  # never drop a message; what is under way is bounded without it
         socket.bind(f"ipc://{start.socket}")
+        os.chmod(start.socket, 0o600)
         began = time.monotonic()
         gc.disable()  # whatever is made while loading is here to stay: spare the collector from walking it
         try:
@@ -83,6 +89,7 @@ def main(make_engine: Callable[[EngineConfig], "Engine"] = load_engine) -> int:
         gc.freeze()
         gc.enable()
         log.info("engine ready after %.1f s", time.monotonic() - began)
+        engine.watch(StepRecorder(Path(start.socket).parent).record)
         CoreLoop(engine, socket).run()
     return 0
 
@@ -91,9 +98,7 @@ def _end_with_the_front(socket: Path) -> None:
     """Wait until standard input is closed, then end this process, whatever it is doing."""
     while os.read(0, 4096):
         pass
-    with contextlib.suppress(OSError):  # a front that lives removes the folder itself
-        socket.unlink()
-        socket.parent.rmdir()
+    shutil.rmtree(socket.parent, ignore_errors=True)  # a front that lives does it itself
     os._exit(0)
 
 
@@ -117,7 +122,7 @@ class CoreLoop:
     def __init__(self, engine: "Engine", socket: zmq.Socket[bytes]) -> None:
         self._engine = engine
         self._socket = socket
-        self._fronts: list[bytes] = []
+        self._unheard: dict[bytes, int] = {}  # of each front
         self._live: dict[str, _Live] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[FrontMessage] = msgspec.msgpack.Decoder(FrontMessage)
@@ -128,11 +133,15 @@ class CoreLoop:
             self.turn()
 
     def turn(self) -> None:
-        """Take the messages that have come (wait for one if there is no work), do one step, send what it brought."""
-        messages = self._receive(wait=not self._engine.has_work())
+        """Take the messages that have come (wait for one if nothing can be done), do one step, send what it brought."""
+        messages = self._receive(wait=not self._can_step())
         refusals = self._apply(messages)
-        outputs = self._engine.step() if self._engine.has_work() else []
+        outputs = self._engine.step() if self._can_step() else []
         self._send(outputs, refusals)
+
+    def _can_step(self) -> bool:
+        """Whether there is work, and every front has taken in what came before."""
+        return self._engine.has_work() and max(self._unheard.values(), default=0) < MAX_UNHEARD
 
     def _receive(self, *, wait: bool) -> list[tuple[bytes, FrontMessage]]:
         messages = []
@@ -150,10 +159,12 @@ class CoreLoop:
         for front, message in messages:
             match message:
                 case Hello():
-                    self._fronts.append(front)
+                    self._unheard[front] = 0
                     self._send_ready(front)
                 case Add(request):
                     adds[request.request_id] = front, request
+                case Heard(num_outputs):
+                    self._unheard[front] -= num_outputs
                 case Abort(request_id, choice):
                     if choice is None:
                         adds.pop(request_id, None)
@@ -166,7 +177,7 @@ class CoreLoop:
             except InvalidRequest as error:
                 refusals.append((front, Refusal(request.request_id, error.message, error.param, error.code)))
             else:
-                self._live[request.request_id] = _Live(front, set(range(request.params.n)))
+                self._live[request.request_id] = _Live(front, set(request.answered or range(request.params.n)))
         return refusals
 
     def _send_ready(self, front: bytes) -> None:
@@ -184,7 +195,7 @@ class CoreLoop:
     def _send(self, outputs: list[SequenceOutput], refusals: list[tuple[bytes, Refusal]]) -> None:
         """One message for each front, also if there is nothing for it, so that its counts are those after this turn."""
         stats = self._stats()
-        messages = {front: Outputs([], [], stats) for front in self._fronts}
+        messages = {front: Outputs([], [], stats) for front in self._unheard}
         for front, refusal in refusals:
             messages[front].refusals.append(refusal)
         for output in outputs:
@@ -192,6 +203,7 @@ class CoreLoop:
             if output.finish_reason is not None:
                 self._forget(output.request_id, output.choice)
         for front, message in messages.items():
+            self._unheard[front] += 1
             self._socket.send_multipart([front, self._encoder.encode(message)])
 
     def _forget(self, request_id: str, choice: int | None) -> None:

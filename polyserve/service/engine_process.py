@@ -1,7 +1,8 @@
-"""The front's end of the engine process: starts it, speaks with it, notices its death, ends it.
+"""The front's end of one engine process: starts it, speaks with it, notices its death, ends it.
 
 It owns the process, whose standard input is its lifeline, and the socket, in a folder that only this user can enter.
-Nothing is ever lost on the socket: its queues have no limit, because what is under way is limited by what was asked.
+Nothing is ever lost on the socket: its queues have no limit of their own, because what is under way is limited by what
+was admitted in one direction, and in the other by what was heard (`messages.Heard`).
 """
 
 import asyncio
@@ -12,8 +13,8 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -22,8 +23,18 @@ import zmq
 from polyserve.config import EngineConfig
 from polyserve.errors import EngineDead, ModelLoadError
 from polyserve.log import get_logger
-from polyserve.model.weights.resolve import resolve
-from polyserve.service.messages import EngineMessage, Failed, FrontMessage, Hello, Outputs, Ready, Start
+from polyserve.service.last_step import last_step
+from polyserve.service.messages import (
+    HEARD_EVERY,
+    EngineMessage,
+    Failed,
+    FrontMessage,
+    Heard,
+    Hello,
+    Outputs,
+    Ready,
+    Start,
+)
 
 log = get_logger(__name__)
 
@@ -34,6 +45,7 @@ COMMAND = (sys.executable, "-P", "-m", "polyserve.service.core_process")
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 LAST_WORDS_TIMEOUT_S = 0.5  # how long what an ended process has sent may take to arrive
 CLOSE_TIMEOUT_S = 5.0  # how long the engine may take to end before it is killed
+STACKS_TIMEOUT_S = 2.0  # how long a stuck engine may take to write its stacks before it is killed
 
 
 class EngineProcess:
@@ -53,6 +65,8 @@ class EngineProcess:
         self._loop.add_reader(self._socket.fileno(), self._read)
         self._greeting: asyncio.Future[Ready | Failed] = self._loop.create_future()
         self._deliver: Callable[[Outputs], None] = _ignore
+        self._num_new = 0  # Outputs that it has not been told were heard
+        self._last_word = time.monotonic()
 
     @classmethod
     async def start(cls, command: Sequence[str] = COMMAND) -> "EngineProcess":
@@ -104,13 +118,27 @@ class EngineProcess:
         return greeting
 
     def listen(self, deliver: Callable[[Outputs], None]) -> None:
-        """From now on, call `deliver` on the event loop with what each step brings."""
+        """From now on, call `deliver` on the event loop with what each turn brings."""
         self._deliver = deliver
 
     def send(self, message: FrontMessage) -> None:
         """Pass a message on; it is queued at once and without limit."""
         self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
         self._loop.call_soon(self._read)
+
+    def ask(self) -> None:
+        """Have it answer: a process that is well does so after the step under way."""
+        self._num_new, num_outputs = 0, self._num_new
+        self.send(Heard(num_outputs))
+
+    def silent_s(self) -> float:
+        """For how many seconds nothing came from it."""
+        self._read()
+        return time.monotonic() - self._last_word
+
+    def last_step(self) -> set[str]:
+        """The ids of the requests in the last step that it began."""
+        return last_step(self._folder)
 
     def _read(self) -> None:
         """Take every message that is there.
@@ -120,8 +148,12 @@ class EngineProcess:
         """
         while not self._socket.closed and int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             message = self._decoder.decode(self._socket.recv(zmq.NOBLOCK))
+            self._last_word = time.monotonic()
             if isinstance(message, Outputs):
+                self._num_new += 1
                 self._deliver(message)
+                if self._num_new >= HEARD_EVERY:
+                    self.ask()
             else:
                 self._greeting.set_result(message)
 
@@ -130,6 +162,18 @@ class EngineProcess:
         code = await self._process.wait()
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return EngineDead(f"the engine process ended ({how})")
+
+    async def kill(self) -> None:
+        """End a process that is stuck. It writes the stacks of its threads to standard error first, if it still can."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGABRT)
+            self._process.send_signal(signal.SIGCONT)  # one that was stopped could not
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), STACKS_TIMEOUT_S)
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
 
     async def close(self) -> None:
         """End the process, however it is, and remove what belongs to it. May be called at any time, and again."""
@@ -148,18 +192,6 @@ class EngineProcess:
                 self._socket.close()
                 self._context.term()
             shutil.rmtree(self._folder, ignore_errors=True)
-
-
-async def start_engine(config: EngineConfig, command: Sequence[str] = COMMAND) -> tuple[EngineProcess, Path]:
-    """An engine process that has begun to load a model, and where the model is. Raises ModelLoadError."""
-    engine = await EngineProcess.start(command)
-    try:
-        path = await asyncio.to_thread(resolve, config.model)
-        engine.load(replace(config, model=str(path)))
-    except BaseException:
-        await engine.close()
-        raise
-    return engine, path
 
 
 def _ignore(_: Outputs) -> None:

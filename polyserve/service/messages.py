@@ -1,7 +1,7 @@
 """What the front and the engine process say to each other: msgspec structs, in msgpack over ZeroMQ.
 
-Front to engine   Start (JSON, the first line of standard input), then over the socket Hello, Add, Abort
-Engine to front   Ready or Failed, as the answer to Hello, then Outputs: one message a step for all sequences
+Front to engine   Start (JSON, the first line of standard input), then over the socket Hello, Add, Abort, Heard
+Engine to front   Ready or Failed, as the answer to Hello, then Outputs: one message a turn for all sequences
 A front is known by its ZeroMQ identity, which comes with each of its messages, so that several can share an engine.
 There is no message for the end: the engine ends when its standard input does.
 """
@@ -10,6 +10,9 @@ import msgspec
 
 from polyserve.config import EngineConfig
 from polyserve.request import Request, SequenceOutput
+
+MAX_UNHEARD = 256  # Outputs between the engine and a front that have not been taken in
+HEARD_EVERY = 32
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -34,6 +37,15 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
 
     request_id: str
     choice: int | None = None
+
+
+class Heard(msgspec.Struct, frozen=True, tag=True):
+    """So many more Outputs have been taken in. The engine waits for a front that is MAX_UNHEARD of them behind.
+
+    Like every message it is answered with Outputs, so that a front can ask whether the engine is well.
+    """
+
+    num_outputs: int
 
 
 class EngineStats(msgspec.Struct, frozen=True):
@@ -80,5 +92,5 @@ class Outputs(msgspec.Struct, frozen=True, tag=True):
     stats: EngineStats
 
 
-FrontMessage = Hello | Add | Abort
+FrontMessage = Hello | Add | Abort | Heard
 EngineMessage = Ready | Failed | Outputs

@@ -3,12 +3,13 @@
 import httpx
 import pytest
 
-from polyserve.api.http.body import MAX_BODY_BYTES
+from polyserve.api.limits import Limits
 from support.fake_llm import FakeLLM
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 USER = {"role": "user", "content": "hi"}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
 def error_of(response: httpx.Response, status: int = 400) -> dict:
@@ -61,10 +62,16 @@ CHAT_FAULTS = [
     ({"messages": []}, "messages", "got 0"),
     ({"messages": ["hi"]}, "messages[0]", "must be an object, got 'hi'"),
     ({"messages": [{"role": "user"}]}, "messages[0].content", "is required"),
-    ({"messages": [{"role": "tool", "content": ""}]}, "messages[0].role", "got 'tool'"),
-    ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "got null"),
+    ({"messages": [{"role": "friend", "content": ""}]}, "messages[0].role", "got 'friend'"),
+    ({"messages": [{"role": "tool", "content": ""}]}, "messages[0].tool_call_id", "is required in a message of role"),
+    ({"messages": [{"role": "function", "content": ""}]}, "messages[0].name", "is required in a message of role"),
+    ({"messages": [{"role": "assistant"}]}, "messages[0].content", "is required"),
+    ({"messages": [{**USER, "tool_call_id": "c"}]}, "messages[0].tool_call_id", "of role 'tool', not of role 'user'"),
+    ({"messages": [{**USER, "tool_calls": [CALL]}]}, "messages[0].tool_calls", "of role 'assistant'"),
+    ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "is required"),
+    ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "got 5"),
     ({"messages": [USER, {**USER, "x": 1}]}, "messages[1].x", "not a field"),
-    ({"messages": [{**USER, "tool_calls": [{}]}]}, "messages[0].tool_calls", "not supported"),
+    ({"messages": [{**USER, "tool_calls": [{}]}]}, "messages[0].tool_calls[0].id", "is required"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", "'image_url'"),
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content", "a string; position 0"),
     ({"messages": [{"role": "user", "content": "refuse me"}]}, "messages", "not this"),
@@ -81,6 +88,11 @@ CHAT_FAULTS = [
     ({"reasoning_effort": "high"}, "reasoning_effort", "not supported"),
     ({"guided_json": {}}, "guided_json", "not a field"),
     ({"use_beam_search": True}, "use_beam_search", "not a field"),
+    ({"metadata": {str(i): "" for i in range(17)}}, "metadata", "at most 16 entries, got 17"),
+    ({"metadata": {"x" * 65: ""}}, "metadata", "keys of at most 64 characters"),
+    ({"service_tier": "gold"}, "service_tier", "got 'gold'"),
+    ({"cache_salt": ""}, "cache_salt", "1 to 512 characters"),
+    ({"prompt_cache_retention": "24h"}, "prompt_cache_retention", "not supported"),
     ({"metadata": {"a": 1}}, "metadata.a", "must be a string, got 1"),
     ({"user": "x" * 1000}, "user", "at most 512"),
     ({"model": 5}, "model", "must be a string, got 5"),
@@ -176,12 +188,21 @@ def test_a_wrong_method_is_a_405_that_says_the_right_one(client: httpx.Client) -
     assert response.headers["allow"] == "POST"
 
 
+def test_head_is_get_without_a_body(client: httpx.Client) -> None:
+    for path in ("/health", "/v1/models", "/v1/models/fake"):
+        response = client.head(path)
+        assert (response.status_code, response.content) == (200, b"")
+        assert response.headers["content-length"] == client.get(path).headers["content-length"]
+    assert client.head("/v1/nothing").status_code == 404
+    assert client.head(CHAT).status_code == 405
+
+
 def test_a_body_may_be_large_but_not_larger(client: httpx.Client) -> None:
     headers = {"content-type": "application/json"}
-    largest = b'{"prompt": "hi"}'.ljust(MAX_BODY_BYTES)
+    largest = b'{"prompt": "hi"}'.ljust(Limits().max_body_bytes)
     assert client.post(COMPLETIONS, content=largest, headers=headers).status_code == 200
     error = error_of(client.post(COMPLETIONS, content=largest + b" ", headers=headers), 413)
-    assert str(MAX_BODY_BYTES) in error["message"]
+    assert str(Limits().max_body_bytes) in error["message"]
 
 
 def test_a_body_of_unknown_length_is_counted_as_it_comes(client: httpx.Client) -> None:

@@ -38,7 +38,6 @@ def test_an_answer_has_openais_shape(client: httpx.Client) -> None:
             "message": {"role": "assistant", "content": REPLY, "refusal": None},
             "logprobs": None,
             "finish_reason": "stop",
-            "stop_reason": None,
         }
     ]
 
@@ -59,6 +58,36 @@ def test_text_parts_stand_on_lines_of_their_own(client: httpx.Client) -> None:
 
 def test_a_name_is_shown_to_the_template(client: httpx.Client) -> None:
     assert prompt_of(client, {**USER, "name": "Ann"}) == "[user Ann]hi\n[assistant]"
+
+
+def test_tool_calls_and_their_results_reach_the_template(client: httpx.Client) -> None:
+    function = {"name": "weather", "arguments": '{"city": "Köln"}'}
+    call = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "c1", "type": "function", "function": function}],
+    }
+    result = {"role": "tool", "content": "rain", "tool_call_id": "c1"}
+    written = '(c1 {"name": "weather", "arguments": {"city": "Köln"}})'
+    assert prompt_of(client, USER, call, result) == f"[user]hi\n[assistant]{written}\n[tool c1]rain\n[assistant]"
+
+
+def test_arguments_that_are_not_json_are_shown_as_they_are(client: httpx.Client) -> None:
+    call = {"role": "assistant", "tool_calls": [{"id": "c1", "function": {"name": "f", "arguments": "{oops"}}]}
+    assert '"arguments": "{oops"' in prompt_of(client, USER, call)
+
+
+def test_function_calls_are_tool_calls_of_an_older_kind(client: httpx.Client) -> None:
+    call = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+    result = {"role": "function", "name": "f", "content": "1"}
+    prompt = prompt_of(client, USER, call, result)
+    assert prompt == '[user]hi\n[assistant]( {"name": "f", "arguments": {}})\n[tool f]1\n[assistant]'
+
+
+def test_a_refusal_is_what_the_assistant_said(client: httpx.Client) -> None:
+    parts = [{"type": "refusal", "refusal": "no"}]
+    for message in ({"role": "assistant", "refusal": "no"}, {"role": "assistant", "content": parts}):
+        assert prompt_of(client, message).startswith("[assistant]no")
 
 
 def test_the_generation_prompt_can_be_left_out(client: httpx.Client) -> None:
@@ -167,8 +196,23 @@ def test_a_seed_decides_the_answer(client: httpx.Client) -> None:
     assert answers[0] == answers[1] != answers[2]
 
 
-def test_metadata_is_accepted(client: httpx.Client) -> None:
-    chat(client, user="ann", metadata={"run": "7"}, safety_identifier="s")
+def test_continuous_usage_is_in_every_chunk(client: httpx.Client) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last, _ = stream(client, n=2, max_tokens=4, stream_options=options)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[-1] == 8
+    assert (last["choices"], last["usage"]["completion_tokens"]) == ([], 8)
+    without_last = stream(client, max_tokens=4, stream_options={"continuous_usage_stats": True})[:-1]
+    assert all(chunk["choices"] and chunk["usage"] for chunk in without_last)
+
+
+def test_metadata_is_accepted_and_echoed_where_there_is_a_place(client: httpx.Client) -> None:
+    answer = chat(client, user="ann", metadata={"run": "7"}, safety_identifier="s", prompt_cache_key="k")
+    assert answer["metadata"] == {"run": "7"}
+    assert chat(client, service_tier="flex")["service_tier"] == "default"
+    assert {chunk["service_tier"] for chunk in stream(client, service_tier="auto")[:-1]} == {"default"}
+    assert "service_tier" not in chat(client)
 
 
 def test_options_of_openais_that_ask_for_nothing_are_accepted(client: httpx.Client) -> None:
@@ -183,7 +227,7 @@ def test_options_of_openais_that_ask_for_nothing_are_accepted(client: httpx.Clie
         modalities=["text"],
         audio=None,
         store=False,
-        service_tier="auto",
+        prompt_cache_retention="in_memory",
         verbosity="medium",
         reasoning_effort="none",
     )

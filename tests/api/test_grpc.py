@@ -103,6 +103,7 @@ def test_options_reach_the_engine_exactly(stub: PolyServeStub, llm: FakeLLM) -> 
         "logprobs": 2,
         "prompt_logprobs": 0,
         "skip_special_tokens": False,
+        "cache_salt": "ours",
     }
     assert set(options) == {field.name for field in pb.SamplingParams.DESCRIPTOR.fields}
     generate(stub, **options)
@@ -135,6 +136,17 @@ def test_chat_writes_the_prompt_through_the_template(stub: PolyServeStub) -> Non
     events = list(stub.Chat(pb.ChatRequest(messages=[system, USER], params=pb.SamplingParams(max_tokens=100))))
     assert bytes(events[0].prompt.token_ids).decode() == "[system]be kind\n[user]hi\n[assistant]"
     assert text_of(events) == REPLY
+
+
+def test_tool_calls_and_their_results_reach_the_template(stub: PolyServeStub) -> None:
+    call = pb.ToolCall(id="c1", name="f", arguments='{"x": 1}')
+    messages = [
+        USER,
+        pb.ChatMessage(role=pb.ChatMessage.ROLE_ASSISTANT, tool_calls=[call]),
+        pb.ChatMessage(role=pb.ChatMessage.ROLE_TOOL, content="2", tool_call_id="c1"),
+    ]
+    prompt = bytes(next(stub.Chat(pb.ChatRequest(messages=messages))).prompt.token_ids).decode()
+    assert prompt == '[user]hi\n[assistant](c1 {"name": "f", "arguments": {"x": 1}})\n[tool c1]2\n[assistant]'
 
 
 def test_chat_can_continue_the_final_message(stub: PolyServeStub) -> None:

@@ -22,9 +22,17 @@ def client(opened: openai.OpenAI, llm: FakeLLM) -> openai.OpenAI:
     return opened
 
 
-def test_it_lists_the_served_model(client: openai.OpenAI) -> None:
-    (model,) = client.models.list().data
-    assert (model.id, model.owned_by) == ("fake", "polyserve")
+def test_it_lists_the_names_of_the_served_model(client: openai.OpenAI) -> None:
+    models = client.models.list().data
+    assert [(model.id, model.owned_by) for model in models] == [("fake", "polyserve"), ("org/alias", "polyserve")]
+
+
+@pytest.mark.parametrize("name", ["fake", "org/alias"])
+def test_it_retrieves_a_model_by_each_name(client: openai.OpenAI, name: str) -> None:
+    assert client.models.retrieve(name).id == name
+    assert client.chat.completions.create(model=name, messages=MESSAGES).model == "fake"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve(name + "x")
 
 
 def test_it_chats(client: openai.OpenAI) -> None:

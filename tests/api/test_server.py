@@ -51,6 +51,26 @@ def test_both_protocols_give_the_same_tokens_and_the_same_numbers(running: Serve
     assert values == choice["logprobs"]["token_logprobs"]
 
 
+def test_a_salt_keeps_cached_prompts_apart_over_both_protocols(running: Served) -> None:
+    prompt = list(range(100))
+
+    def cached_over_http(salt: str | None) -> int:
+        body = {"prompt": prompt, "max_tokens": 1, "cache_salt": salt}
+        answer = httpx.post(f"{running.url}/v1/completions", json=body, timeout=PATIENCE_S).json()
+        return answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    def cached_over_grpc(salt: str | None) -> int:
+        request = pb.GenerateRequest(
+            token_ids=pb.TokenIds(ids=prompt), params=pb.SamplingParams(max_tokens=1, cache_salt=salt)
+        )
+        with grpc.insecure_channel(running.grpc_address) as channel:
+            return [event.usage.cached_tokens for event in PolyServeStub(channel).Generate(request)][-1]
+
+    assert [cached_over_http("a"), cached_over_http("a"), cached_over_grpc("a")] == [0, 96, 96]
+    assert [cached_over_grpc("b"), cached_over_grpc("b"), cached_over_http("b")] == [0, 96, 96]
+    assert [cached_over_http(None), cached_over_grpc(None)] == [0, 96]
+
+
 def test_a_seeded_answer_is_the_same_streamed(running: Served) -> None:
     body = {"messages": [{"role": "user", "content": "北京"}], "max_tokens": 8, "seed": 3, "n": 2}
     whole = httpx.post(f"{running.url}/v1/chat/completions", json=body, timeout=PATIENCE_S).json()
@@ -95,19 +115,22 @@ def test_an_address_that_is_none_is_one_clear_line(capsys: pytest.CaptureFixture
     assert error.count("\n") == 1
 
 
-def test_the_engines_death_ends_every_stream_and_the_server(checkpoint: Path) -> None:
+def test_a_stream_goes_on_over_the_death_of_the_engine(checkpoint: Path) -> None:
     with served(checkpoint, "--threads", "1") as server:
-        with httpx.stream(
-            "POST", f"{server.url}/v1/completions", json={**LONG, "n": 4}, timeout=PATIENCE_S
-        ) as response:
-            lines = response.iter_lines()
-            next(lines)
-            (engine,) = psutil.Process(server.process.pid).children()
-            engine.kill()
-            *_, last = [line for line in lines if line]
-        error = json.loads(last.removeprefix("data: "))["error"]
-        assert (error["type"], "SIGKILL" in error["message"]) == ("service_unavailable_error", True)
-        assert server.process.wait(10) == 1
+        body = {**LONG, "n": 4, "seed": 3, "max_tokens": 300, "return_token_ids": True}
+        url = f"{server.url}/v1/completions"
+        whole = httpx.post(url, json={**body, "stream": False}, timeout=PATIENCE_S).json()["choices"]
+        token_ids: list[list[int]] = [[], [], [], []]
+        with httpx.stream("POST", url, json=body, timeout=PATIENCE_S) as response:
+            events = (line.removeprefix("data: ") for line in response.iter_lines() if line)
+            for number, event in enumerate(events):
+                if number == 100:
+                    (engine,) = psutil.Process(server.process.pid).children()
+                    engine.kill()
+                if event != "[DONE]":
+                    (choice,) = json.loads(event)["choices"]
+                    token_ids[choice["index"]] += choice["token_ids"]
+        assert token_ids == [choice["token_ids"] for choice in whole]
 
 
 def test_sigint_while_the_model_loads_ends_the_server_with_0(checkpoint: Path) -> None:

@@ -66,7 +66,7 @@ def test_logit_bias_has_string_keys_in_json():
         (b'{"prompt": "a", "stop": "x"}', "`$.stop`"),
         (b'{"messages": []}', "messages must not be empty"),
         (b'{"messages": ["hi"]}', "messages must be a list of objects with a role and a content"),
-        (b'{"messages": [{"role": "user"}]}', "missing required field `content`"),
+        (b'{"messages": [{"role": "user"}]}', "content is required"),
         (b'{"messages": [{"role": "parrot", "content": "a"}]}', "parrot"),
         (b'{"messages": [{"role": "user", "content": "a", "mood": "b"}]}', "unknown field 'mood' in a message"),
     ],

@@ -182,6 +182,14 @@ def test_cached_prompt_tokens_are_reported_for_the_first_choice(model):
     assert engine.stats().prefix_hit_tokens == 48
 
 
+@pytest.mark.parametrize(("salt", "num_cached"), [("ours", 48), ("theirs", 0), (None, 0)])
+def test_cached_prompt_tokens_are_shared_within_a_salt(model, salt, num_cached):
+    engine = make_engine(model)
+    run(engine, [make_request("first", list(range(50)), max_tokens=2, cache_salt="ours")])
+    answers = run(engine, [make_request("second", list(range(50)), max_tokens=2, cache_salt=salt)])
+    assert answers["second", 0].num_cached_tokens == num_cached
+
+
 def test_a_model_that_gives_no_numbers_for_one_sequence_fails_that_one_alone():
     broken = tiny_decoder()
     broken.embedding.weight[13] = torch.nan

@@ -7,8 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 import psutil
@@ -20,35 +20,8 @@ from polyserve.request import SequenceOutput, TokenLogprob
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.async_llm import AsyncLLM, ChoiceDelta, merged
 from polyserve.service.engine_process import EngineProcess
-from support.fake_engine import COMMAND, EOS, HOPELESS, MAX_PROMPT_LEN, POISON
-from support.piece_tokenizer import byte_tokenizer
-
-LONG = SamplingParams(max_tokens=900)
-TEMPLATE = "{% for message in messages %}{{ message.content }};{% endfor %}"
-
-
-def run(test: Coroutine[object, object, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 20))
-
-
-@asynccontextmanager
-async def fake_llm() -> AsyncIterator[AsyncLLM]:
-    engine = await EngineProcess.start(COMMAND)
-    engine.load(EngineConfig(model="fake"))
-    ready = await engine.ready()
-    llm = AsyncLLM(engine, byte_tokenizer(chat_template=TEMPLATE), ready, max_logprobs=5)
-    try:
-        yield llm
-    finally:
-        await llm.close()
-
-
-async def answer(llm: AsyncLLM, request_id: str, prompt: Sequence[int], params: SamplingParams) -> list[ChoiceDelta]:
-    return [delta async for delta in llm.generate(request_id, prompt, params)]
-
-
-def text_of(deltas: list[ChoiceDelta], choice: int = 0) -> str:
-    return "".join(delta.text for delta in deltas if delta.choice == choice)
+from support.fake_engine import COMMAND, EOS, HOPELESS, MAX_PROMPT_LEN
+from support.fake_service import LONG, answer, fake_llm, run, text_of
 
 
 async def until_idle(llm: AsyncLLM) -> None:
@@ -223,24 +196,6 @@ def test_two_live_requests_cannot_have_one_id() -> None:
             with pytest.raises(InvalidRequest, match="'r' is being served"):
                 await answer(llm, "r", list(b"abc"), LONG)
             assert (await anext(deltas)).text
-
-    run(test())
-
-
-def test_when_the_engine_dies_every_request_ends_at_once() -> None:
-    async def test() -> None:
-        async with fake_llm() as llm:
-            others = [asyncio.create_task(answer(llm, f"r{i}", list(b"abc"), LONG)) for i in range(10)]
-            await asyncio.sleep(0.02)
-            began = time.monotonic()
-            with pytest.raises(EngineDead, match="killed by SIGKILL"):
-                await answer(llm, "poison", [POISON], LONG)
-            results = await asyncio.gather(*others, return_exceptions=True)
-            assert all(isinstance(result, EngineDead) for result in results)
-            assert (await llm.wait_dead()).message == "the engine process ended (killed by SIGKILL)"
-            with pytest.raises(EngineDead):
-                await answer(llm, "late", list(b"abc"), LONG)
-            assert time.monotonic() - began < 1.0
 
     run(test())
 

@@ -1,8 +1,8 @@
 """An engine without a model, for tests of what lies around one; as a program (`COMMAND`), an engine process.
 
 Choice c answers with the prompt, over and over, from the prompt's c-th token on. Some prompts and models are special:
-    a prompt that begins with POISON kills the process, one that begins with HOPELESS is given up, one of more than
-    MAX_PROMPT_LEN tokens is refused by `add`
+    a prompt that begins with POISON kills the process in its first step, one that begins with ENDLESS never gets out of
+    it, one that begins with HOPELESS is given up, one of more than MAX_PROMPT_LEN tokens is refused by `add`
     the model "damaged" cannot be loaded, "broken" fails while loading, "slow" takes a minute to load
 """
 
@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
@@ -26,6 +27,7 @@ COMMAND = (sys.executable, __file__)
 POISON = 255
 EOS = 254
 HOPELESS = 253
+ENDLESS = 252
 MAX_PROMPT_LEN = 500
 STEP_S = 0.001
 
@@ -52,13 +54,15 @@ class FakeEngine:
         if config.model == "slow":
             time.sleep(60)
         self._sequences: list[_Sequence] = []
+        self._notice: Callable[[set[str]], None] = lambda request_ids: None
         self.num_added = 0
 
     def add(self, request: Request) -> None:
         if len(request.prompt_ids) > MAX_PROMPT_LEN:
             raise InvalidRequest(f"a prompt of {len(request.prompt_ids)} tokens never fits", param="prompt")
         self.num_added += 1
-        self._sequences += [_Sequence(request, choice) for choice in range(request.params.n)]
+        answered: dict[int, list[int]] = request.answered or {choice: [] for choice in range(request.params.n)}
+        self._sequences += [_Sequence(request, choice, answer) for choice, answer in answered.items()]
 
     def abort(self, request_id: str, choice: int | None = None) -> None:
         self._sequences = [
@@ -67,11 +71,15 @@ class FakeEngine:
             if sequence.request.request_id != request_id or choice not in (None, sequence.choice)
         ]
 
+    def watch(self, notice: Callable[[set[str]], None]) -> None:
+        self._notice = notice
+
     def has_work(self) -> bool:
         return bool(self._sequences)
 
     def step(self) -> list[SequenceOutput]:
         time.sleep(STEP_S)
+        self._notice({sequence.request.request_id for sequence in self._sequences})
         outputs = [_next_output(sequence) for sequence in self._sequences]
         ended = {(output.request_id, output.choice) for output in outputs if output.finish_reason is not None}
         self._sequences = [s for s in self._sequences if (s.request.request_id, s.choice) not in ended]
@@ -85,6 +93,8 @@ def _next_output(sequence: _Sequence) -> SequenceOutput:
     request, params = sequence.request, sequence.request.params
     if request.prompt_ids[0] == POISON:
         os.kill(os.getpid(), signal.SIGKILL)
+    if request.prompt_ids[0] == ENDLESS:
+        time.sleep(60)
     if request.prompt_ids[0] == HOPELESS:
         return SequenceOutput(request.request_id, sequence.choice, [], finish_reason="error", error="it gave up")
     token_id = request.prompt_ids[(len(sequence.answer) + sequence.choice) % len(request.prompt_ids)]

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import cast
 
 from polyserve.api.frontend import Frontend
+from polyserve.api.limits import Limits
 from polyserve.errors import EngineDead
 from polyserve.output import SequenceText, prompt_logprob_entries
 from polyserve.request import SequenceOutput, TokenLogprob, check_request
@@ -31,7 +32,9 @@ NUM_CANDIDATES = 40
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role == 'user' and message.content == 'refuse me' %}{{ raise_exception('not this') }}{% endif %}"
-    "[{{ message.role }}{% if message.name %} {{ message.name }}{% endif %}]{{ message.content }}\n"
+    "[{{ message.role }}{% if message.name %} {{ message.name }}{% endif %}"
+    "{% if message.tool_call_id %} {{ message.tool_call_id }}{% endif %}]{{ message.content }}"
+    "{% for call in message.tool_calls %}({{ call.id }} {{ call.function | tojson }}){% endfor %}{{ '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 
@@ -210,6 +213,6 @@ def scores(token_id: int, position: int, num_top: int) -> TokenLogprob:
     return TokenLogprob(token_id, logprob_of(token_id, position), ranked, [logprob_of(t, position) for t in ranked])
 
 
-def fake_frontend(llm: FakeLLM | None = None, *, model_name: str = "fake") -> Frontend:
+def fake_frontend(llm: FakeLLM | None = None, *, limits: Limits | None = None) -> Frontend:
     """A Frontend in front of a FakeLLM."""
-    return Frontend(cast(AsyncLLM, llm or FakeLLM()), model_name=model_name)
+    return Frontend(cast(AsyncLLM, llm or FakeLLM()), model_names=("fake", "org/alias"), limits=limits)

@@ -12,11 +12,12 @@ import uvloop
 
 from polyserve.api.frontend import Frontend
 from polyserve.api.ports import listen
+from polyserve.api.protection import Protection
 from polyserve.api.server import serve
 from support.fake_llm import FakeLLM, fake_frontend
 
 HOST = "127.0.0.1"
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0  # of what happens soon: longer than a busy machine makes it
 GRACE_S = 0.2
 
 
@@ -29,8 +30,9 @@ class LiveServer:
     grpc_address: str
     announced: str
 
-    def __init__(self, make_llm: Callable[[], FakeLLM]) -> None:
+    def __init__(self, make_llm: Callable[[], FakeLLM], protection: Protection) -> None:
         self._make_llm = make_llm
+        self._protection = protection
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.exit_code: int | None = None
@@ -66,7 +68,7 @@ class LiveServer:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self.llm = self._make_llm()
-        self.frontend = fake_frontend(self.llm)
+        self.frontend = fake_frontend(self.llm, limits=self._protection.limits)
         with listen(HOST, 0) as http_socket, listen(HOST, 0) as grpc_socket:
             self.url = f"http://{HOST}:{http_socket.getsockname()[1]}"
             self.grpc_address = f"{HOST}:{grpc_socket.getsockname()[1]}"
@@ -78,6 +80,7 @@ class LiveServer:
                 host=HOST,
                 announce=self._announce,
                 grace_s=GRACE_S,
+                protection=self._protection,
             )
 
     def _announce(self, text: str) -> None:
@@ -86,9 +89,11 @@ class LiveServer:
 
 
 @contextmanager
-def live_server(make_llm: Callable[[], FakeLLM] = FakeLLM) -> Iterator[LiveServer]:
+def live_server(
+    make_llm: Callable[[], FakeLLM] = FakeLLM, *, protection: Protection | None = None
+) -> Iterator[LiveServer]:
     """A server for as long as the block runs."""
-    server = LiveServer(make_llm)
+    server = LiveServer(make_llm, protection or Protection())
     server.start()
     try:
         yield server

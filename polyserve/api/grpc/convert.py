@@ -10,21 +10,15 @@ from typing import Any, Literal, Protocol
 from google.protobuf.message import Message as ProtoMessage
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from polyserve.api.frontend import Admitted, Conversation, Message, Usage
+from polyserve.api.conversation import ROLES, Conversation, Message, ToolCall
+from polyserve.api.frontend import Admitted, Usage
 from polyserve.errors import InvalidRequest
 from polyserve.output import LogprobEntry, TopLogprob
 from polyserve.service.async_llm import ChoiceDelta
 from polyserve.tokenizer.base import Tokenizer
 from polyserve_proto.v1 import polyserve_pb2 as pb
 
-Role = Literal["system", "developer", "user", "assistant"]
-
-ROLES: dict[int, Role] = {
-    pb.ChatMessage.ROLE_SYSTEM: "system",
-    pb.ChatMessage.ROLE_DEVELOPER: "developer",
-    pb.ChatMessage.ROLE_USER: "user",
-    pb.ChatMessage.ROLE_ASSISTANT: "assistant",
-}
+ROLE_OF = {pb.ChatMessage.Role.Value(f"ROLE_{role.upper()}"): role for role in ROLES}
 FINISH_REASONS = {"stop": pb.FINISH_REASON_STOP, "length": pb.FINISH_REASON_LENGTH}
 
 
@@ -75,12 +69,18 @@ def conversation(request: HasConversation) -> Conversation:
 
 
 def _message(position: int, message: pb.ChatMessage) -> Message:
-    role = ROLES.get(message.role)
+    role = ROLE_OF.get(message.role)
     if role is None:
         field = f"messages[{position}].role"
-        wanted = "'system', 'developer', 'user' or 'assistant'"
+        wanted = " or ".join(map(repr, ROLES))
         raise InvalidRequest(f"{field} must be {wanted}, got {message.role}", param=field)
-    return Message(role, message.content, message.name if message.HasField("name") else None)
+    return Message(
+        role,
+        message.content if message.HasField("content") else None,
+        message.name if message.HasField("name") else None,
+        [ToolCall(call.id, call.name, call.arguments) for call in message.tool_calls],
+        message.tool_call_id if message.HasField("tool_call_id") else None,
+    )
 
 
 def prompt_event(request: Admitted, first: ChoiceDelta, tokenizer: Tokenizer) -> pb.Prompt:

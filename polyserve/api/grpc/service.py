@@ -6,13 +6,14 @@ which aborts the request in the engine.
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import TypeVar
 
 import grpc
 
 from polyserve.api.frontend import Admitted, Frontend, Usage
+from polyserve.api.grpc.authentication import authorization_of
 from polyserve.api.grpc.convert import (
     choice_delta,
     conversation,
@@ -21,6 +22,7 @@ from polyserve.api.grpc.convert import (
     sampling_options,
     usage_event,
 )
+from polyserve.api.keys import KeyRing
 from polyserve.errors import InternalError, InvalidRequest, PolyServeError, status_of
 from polyserve.log import get_logger
 from polyserve_proto.v1 import polyserve_pb2 as pb
@@ -34,8 +36,9 @@ Response = TypeVar("Response", pb.GenerateResponse, pb.ChatResponse)
 class PolyServeService(PolyServeServicer):
     """One served model over gRPC."""
 
-    def __init__(self, frontend: Frontend) -> None:
+    def __init__(self, frontend: Frontend, keys: KeyRing) -> None:
         self._frontend = frontend
+        self._keys = keys
 
     async def Generate(
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
@@ -45,10 +48,13 @@ class PolyServeService(PolyServeServicer):
             self._frontend.check_model(request.model or None)
             prompt = _prompt(request)
             options = sampling_options(request.params)
-            admitted = await self._frontend.admit_prompts(f"gen-{uuid.uuid4().hex}", [prompt], options)
+            admitted = await self._frontend.admit_prompts(
+                f"gen-{uuid.uuid4().hex}", [prompt], options, tenant=self._tenant(context)
+            )
             async with aclosing(self._events(admitted, pb.GenerateResponse)) as events:
                 async for event in events:
-                    yield event
+                    with self._within_write_timeout():
+                        yield event
 
     async def Chat(
         self, request: pb.ChatRequest, context: grpc.aio.ServicerContext
@@ -57,10 +63,13 @@ class PolyServeService(PolyServeServicer):
             refuse_unknown(request)
             self._frontend.check_model(request.model or None)
             options = sampling_options(request.params)
-            admitted = await self._frontend.admit_chat(f"chat-{uuid.uuid4().hex}", conversation(request), options)
+            admitted = await self._frontend.admit_chat(
+                f"chat-{uuid.uuid4().hex}", conversation(request), options, tenant=self._tenant(context)
+            )
             async with aclosing(self._events(admitted, pb.ChatResponse)) as events:
                 async for event in events:
-                    yield event
+                    with self._within_write_timeout():
+                        yield event
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext) -> pb.TokenizeResponse:
         async with errors_as_status(context):
@@ -104,6 +113,9 @@ class PolyServeService(PolyServeServicer):
                 eos_token_ids=llm.eos_ids,
             )
 
+    def _tenant(self, context: grpc.aio.ServicerContext) -> str | None:
+        return self._keys.authenticate(authorization_of(context.invocation_metadata()))
+
     async def _events(self, request: Admitted, event: type[Response]) -> AsyncGenerator[Response, None]:
         """One Prompt, the deltas of all choices, one Usage."""
         llm, request_id = self._frontend.llm, request.request_id
@@ -119,6 +131,17 @@ class PolyServeService(PolyServeServicer):
                     yield event(request_id=request_id, prompt=prompt)
                 yield event(request_id=request_id, delta=choice_delta(delta))
         yield event(request_id=request_id, usage=usage_event(usage))
+
+    @contextmanager
+    def _within_write_timeout(self) -> Iterator[None]:
+        """Cancel the call if the client does not read what is yielded inside."""
+        call = asyncio.current_task()
+        assert call is not None
+        timer = asyncio.get_running_loop().call_later(self._frontend.limits.write_timeout_s, call.cancel)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _token_bytes(self, token_ids: list[int]) -> list[bytes]:
         return [self._frontend.llm.tokenizer.token_bytes(token_id) for token_id in token_ids]

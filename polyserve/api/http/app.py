@@ -1,20 +1,24 @@
 """The HTTP application: every route, and one shape for every error. It speaks OpenAI's API, and vLLM's beyond that."""
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from polyserve import __version__
 from polyserve.api.frontend import Frontend
+from polyserve.api.http.authentication import Authentication
 from polyserve.api.http.chat import chat_router
 from polyserve.api.http.completions import completions_router
 from polyserve.api.http.errors import ErrorBody, add_error_handlers
+from polyserve.api.http.head import HeadAsGet
 from polyserve.api.http.models import models_router
 from polyserve.api.http.operations import operations_router
 from polyserve.api.http.tokenizer import tokenizer_router
+from polyserve.api.protection import Protection
 
 ROUTERS = (chat_router, completions_router, models_router, tokenizer_router, operations_router)
 
 
-def create_app(frontend: Frontend) -> FastAPI:
+def create_app(frontend: Frontend, protection: Protection) -> FastAPI:
     """The application for one served model. `/openapi.json` describes it."""
     app = FastAPI(
         title="PolyServe",
@@ -27,4 +31,15 @@ def create_app(frontend: Frontend) -> FastAPI:
     for make_router in ROUTERS:
         app.include_router(make_router(frontend))
     add_error_handlers(app)
+    app.add_middleware(HeadAsGet)
+    app.state.limits = protection.limits  # for body.py
+    app.add_middleware(Authentication, protection.keys)
+    if protection.cors_origins:  # before authentication: browsers ask without a key whether they may ask with one
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=protection.cors_origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("authorization", "content-type", "x-request-id"),
+            expose_headers=("x-request-id",),
+        )
     return app

@@ -11,30 +11,41 @@ import orjson
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 
-MAX_BODY_BYTES = 8 * 2**20
+from polyserve.api.limits import Limits
 
 
 class JsonRequest(Request):
-    """A request whose body is JSON of at most MAX_BODY_BYTES."""
+    """A request whose body is JSON, within the limits that the application holds."""
+
+    @property
+    def _limits(self) -> Limits:
+        limits: Limits = self.app.state.limits
+        return limits
 
     async def body(self) -> bytes:
         """The whole body. Counts what comes, since a length that is announced can be wrong or missing."""
         if not hasattr(self, "_body"):
+            max_bytes = self._limits.max_body_bytes
             announced = self.headers.get("content-length", "0")
-            if announced.isdecimal() and int(announced) > MAX_BODY_BYTES:
-                raise _too_large()
+            if announced.isdecimal() and int(announced) > max_bytes:
+                raise _too_large(max_bytes)
             chunks, num_bytes = [], 0
             async for chunk in self.stream():
                 chunks.append(chunk)
                 num_bytes += len(chunk)
-                if num_bytes > MAX_BODY_BYTES:
-                    raise _too_large()
+                if num_bytes > max_bytes:
+                    raise _too_large(max_bytes)
             self._body = b"".join(chunks)
         return self._body
 
     async def json(self) -> Any:
         """The body's value. Raises orjson.JSONDecodeError, which is json.JSONDecodeError."""
-        return orjson.loads(await self.body())
+        body, most = await self.body(), self._limits.max_json_depth
+        value = orjson.loads(body)
+        # Few brackets cannot be deep; that spares a long list of token ids the walk.
+        if body.count(b"[") + body.count(b"{") > most and _deeper_than(value, most):
+            raise HTTPException(400, f"the request body has more than {most} lists and objects inside each other")
+        return value
 
 
 class JsonRoute(APIRoute):
@@ -54,5 +65,21 @@ def json_response(value: object, *, status: int = 200, headers: dict[str, str] |
     return Response(orjson.dumps(value), status_code=status, headers=headers, media_type="application/json")
 
 
-def _too_large() -> HTTPException:
-    return HTTPException(413, f"the request body must be at most {MAX_BODY_BYTES} bytes")
+def _deeper_than(value: Any, most: int) -> bool:
+    """Whether more than `most` lists and objects lie inside each other."""
+    level = [value]
+    for _ in range(most + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, list | dict)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, list | dict)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _too_large(max_bytes: int) -> HTTPException:
+    return HTTPException(413, f"the request body must be at most {max_bytes} bytes")

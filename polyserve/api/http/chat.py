@@ -15,11 +15,13 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 
 from polyserve.api.frontend import Admitted, Frontend, Usage
+from polyserve.api.http.answers import ChatCompletion, answers
+from polyserve.api.http.authentication import tenant_of
 from polyserve.api.http.body import JsonRoute, json_response
-from polyserve.api.http.envelope import envelope, usage_object
-from polyserve.api.http.events import DONE, Chunks, EventStream, while_connected
+from polyserve.api.http.envelope import ending, envelope, usage_object
+from polyserve.api.http.events import Chunks, EventStream, while_connected
 from polyserve.api.http.logprobs import chat_logprobs, prompt_logprobs
-from polyserve.api.http.schemas import ChatBody
+from polyserve.api.http.schemas import ChatBody, UsageChunks
 from polyserve.output import LogprobEntry
 from polyserve.service.async_llm import ChoiceDelta
 
@@ -28,16 +30,18 @@ def chat_router(frontend: Frontend) -> APIRouter:
     """The route of this file, for one served model."""
     router = APIRouter(route_class=JsonRoute)
 
-    @router.post("/v1/chat/completions")
+    @router.post("/v1/chat/completions", responses=answers(ChatCompletion, streams=True))
     async def create_chat_completion(body: ChatBody, request: Request) -> Response:
         frontend.check_model(body.model)
-        include_usage = body.wants_usage_chunk()
+        shown = body.usage_chunks()
         request_id = f"chatcmpl-{uuid.uuid4().hex}"
         conversation = body.conversation(body.messages)
-        admitted = await frontend.admit_chat(request_id, conversation, body.options(), renamed=body.renamed())
+        admitted = await frontend.admit_chat(
+            request_id, conversation, body.options(), renamed=body.renamed(), tenant=tenant_of(request)
+        )
         answer = _Answer(frontend, body, admitted)
         if body.stream:
-            return EventStream(answer.events(include_usage=include_usage))
+            return EventStream(answer.events(shown))
         return json_response(await while_connected(request.receive, answer.whole()))
 
     return router
@@ -62,7 +66,7 @@ class _Answer:
         self._request = request
         self._usage = Usage.of(request)
         last = body.messages[-1]
-        self._opening = last.content if body.echo and last.role == "assistant" else ""
+        self._opening = last.content or "" if body.echo and last.role == "assistant" else ""
         hides = request.params.skip_special_tokens
         self._hidden = frontend.llm.tokenizer.special_ids if hides else frozenset()
 
@@ -82,7 +86,9 @@ class _Answer:
                 choice.entries += _written(delta)
                 choice.end = delta
         response["choices"] = [self._choice_object(index, choice) for index, choice in enumerate(choices)]
-        return {**response, "usage": usage_object(self._usage), **(of_prompt or {})}
+        if self._body.metadata is not None:
+            response["metadata"] = self._body.metadata
+        return {**response, **self._body.echoed(), "usage": usage_object(self._usage), **(of_prompt or {})}
 
     def _choice_object(self, index: int, choice: _Choice) -> dict[str, object]:
         assert choice.end is not None
@@ -90,17 +96,16 @@ class _Answer:
             "index": index,
             "message": {"role": "assistant", "content": "".join(choice.texts), "refusal": None},
             "logprobs": self._logprobs(choice.entries),
-            "finish_reason": choice.end.finish_reason,
-            "stop_reason": choice.end.stop_reason,
+            **ending(choice.end),
         }
         if self._body.return_token_ids:
             value["token_ids"] = choice.token_ids
         return value
 
-    async def events(self, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
+    async def events(self, shown: UsageChunks) -> AsyncGenerator[bytes, None]:
         """The stream's events. The first one tells what was asked to know of the prompt."""
         common = envelope(self._frontend, self._request, kind="chat.completion.chunk")
-        chunks = Chunks(common, include_usage=include_usage)
+        chunks = Chunks({**common, **self._body.echoed()}, self._usage, shown)
         opened: set[int] = set()
         async with aclosing(self._frontend.run(self._request)) as deltas:
             async for _, delta in deltas:
@@ -114,9 +119,7 @@ class _Answer:
                     yield chunks.choice(self._text_chunk(delta, entries))
                 if delta.finish_reason is not None:
                     yield chunks.choice(_end_chunk(delta))
-        if include_usage:
-            yield chunks.usage(usage_object(self._usage))
-        yield DONE
+        yield chunks.end()
 
     async def _of_prompt(self, first: ChoiceDelta) -> dict[str, object]:
         """What was asked to know of the prompt; off the event loop, since prompts can be long."""
@@ -159,6 +162,5 @@ def _end_chunk(delta: ChoiceDelta) -> dict[str, object]:
         "index": delta.choice,
         "delta": {},
         "logprobs": None,
-        "finish_reason": delta.finish_reason,
-        "stop_reason": delta.stop_reason,
+        **ending(delta),
     }

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Request, Response
 
 from polyserve.api.frontend import Admitted, Frontend, Usage
+from polyserve.api.http.answers import Completion, answers
+from polyserve.api.http.authentication import tenant_of
 from polyserve.api.http.body import JsonRoute, json_response
-from polyserve.api.http.envelope import envelope, usage_object
-from polyserve.api.http.events import DONE, Chunks, EventStream, while_connected
+from polyserve.api.http.envelope import ending, envelope, usage_object
+from polyserve.api.http.events import Chunks, EventStream, while_connected
 from polyserve.api.http.logprobs import LegacyLogprobs, LegacyWriter, num_characters, prompt_logprobs
-from polyserve.api.http.schemas import CompletionBody
+from polyserve.api.http.schemas import CompletionBody, UsageChunks
 from polyserve.output import LogprobEntry
 from polyserve.service.async_llm import ChoiceDelta
 
@@ -29,15 +31,17 @@ def completions_router(frontend: Frontend) -> APIRouter:
     """The route of this file, for one served model."""
     router = APIRouter(route_class=JsonRoute)
 
-    @router.post("/v1/completions")
+    @router.post("/v1/completions", responses=answers(Completion, streams=True))
     async def create_completion(body: CompletionBody, request: Request) -> Response:
         frontend.check_model(body.model)
-        include_usage = body.wants_usage_chunk()
+        shown = body.usage_chunks()
         request_id = f"cmpl-{uuid.uuid4().hex}"
-        admitted = await frontend.admit_prompts(request_id, body.prompt, body.options(), echo=bool(body.echo))
+        admitted = await frontend.admit_prompts(
+            request_id, body.prompt, body.options(), echo=bool(body.echo), tenant=tenant_of(request)
+        )
         answer = _Answer(frontend, body, admitted)
         if body.stream:
-            return EventStream(answer.events(include_usage=include_usage))
+            return EventStream(answer.events(shown))
         return json_response(await while_connected(request.receive, answer.whole()))
 
     return router
@@ -95,18 +99,16 @@ class _Answer:
         choices = [self._choice(index, pieces[index], end, first=True) for index, end in sorted(ends.items())]
         return {**common, "choices": choices, "usage": usage_object(self._usage)}
 
-    async def events(self, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
+    async def events(self, shown: UsageChunks) -> AsyncGenerator[bytes, None]:
         """The stream's events."""
-        chunks = Chunks(envelope(self._frontend, self._request, kind=KIND), include_usage=include_usage)
+        chunks = Chunks(envelope(self._frontend, self._request, kind=KIND), self._usage, shown)
         shows_ids = self._body.return_token_ids
         async with aclosing(self._frontend.run(self._request)) as deltas:
             async for prompt_index, delta in deltas:
                 index, piece, first = await self._read(prompt_index, delta)
                 if piece.text or first or delta.finish_reason or piece.logprobs or shows_ids:
                     yield chunks.choice(self._choice(index, piece, delta, first=first))
-        if include_usage:
-            yield chunks.usage(usage_object(self._usage))
-        yield DONE
+        yield chunks.end()
 
     async def _read(self, prompt_index: int, delta: ChoiceDelta) -> tuple[int, _Piece, bool]:
         """The choice's index, what is new in it, and whether that is its first piece."""
@@ -159,8 +161,7 @@ class _Answer:
             "index": index,
             "text": piece.text,
             "logprobs": piece.logprobs,
-            "finish_reason": delta.finish_reason,
-            "stop_reason": delta.stop_reason,
+            **ending(delta),
         }
         prompt_index = index // self._request.params.n
         if self._body.return_token_ids:

@@ -1,8 +1,9 @@
-"""What answers of completions and of chat completions have in common, whole or in chunks: the envelope and usage."""
+"""What completions and chat completions have in common, whole or in chunks: envelope, a choice's end, usage."""
 
 import time
 
 from polyserve.api.frontend import Admitted, Frontend, Usage
+from polyserve.service.async_llm import ChoiceDelta
 
 
 def envelope(frontend: Frontend, request: Admitted, *, kind: str) -> dict[str, object]:
@@ -14,6 +15,14 @@ def envelope(frontend: Frontend, request: Admitted, *, kind: str) -> dict[str, o
         "model": frontend.model_name,
         "system_fingerprint": frontend.llm.numerics_id,
     }
+
+
+def ending(delta: ChoiceDelta) -> dict[str, object]:
+    """How a choice ends, if it does. `stop_reason`, our own, is the request's stop string or token that ended it."""
+    end: dict[str, object] = {"finish_reason": delta.finish_reason}
+    if delta.stop_reason is not None:
+        end["stop_reason"] = delta.stop_reason
+    return end
 
 
 def usage_object(usage: Usage) -> dict[str, object]:

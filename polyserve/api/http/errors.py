@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from polyserve.api.frontend import shortened
 from polyserve.api.http.body import json_response
 from polyserve.api.http.sentences import sentence
-from polyserve.errors import InternalError, PolyServeError, status_of
+from polyserve.errors import InternalError, PolyServeError, Unauthenticated, status_of
 from polyserve.log import get_logger
 
 log = get_logger(__name__)
@@ -16,7 +16,13 @@ log = get_logger(__name__)
 
 def error_object(error: PolyServeError) -> dict[str, object]:
     """What a client reads."""
-    return _object(error.message, status_of(error).openai_type, error.param, error.code)
+    return error_body(error.message, status_of(error).openai_type, error.param, error.code)
+
+
+def error_response(error: PolyServeError) -> Response:
+    """The same as a whole answer."""
+    headers = {"www-authenticate": "Bearer"} if isinstance(error, Unauthenticated) else None
+    return json_response(error_object(error), status=status_of(error).http, headers=headers)
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -42,13 +48,14 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-def _object(message: str, type_: str, param: str | None = None, code: str | None = None) -> dict[str, object]:
+def error_body(message: str, type_: str, param: str | None = None, code: str | None = None) -> dict[str, object]:
+    """OpenAI's error object."""
     return {"error": {"message": message, "type": type_, "param": param, "code": code}}
 
 
 async def _handle_own(_: Request, error: Exception) -> Response:
     assert isinstance(error, PolyServeError)
-    return json_response(error_object(error), status=status_of(error).http)
+    return error_response(error)
 
 
 async def _handle_validation(request: Request, error: Exception) -> Response:
@@ -57,7 +64,7 @@ async def _handle_validation(request: Request, error: Exception) -> Response:
         given = request.headers.get("content-type")
         came = "none" if given is None else shortened(given)
         message = f"the Content-Type must be 'application/json', got {came}"
-        return json_response(_object(message, "invalid_request_error"), status=415)
+        return json_response(error_body(message, "invalid_request_error"), status=415)
     return await _handle_own(request, sentence(error.errors()[0]))
 
 
@@ -70,7 +77,7 @@ async def _handle_http(request: Request, error: Exception) -> Response:
     elif error.status_code == 405:
         other = headers.get("Allow", "another method")
         message = f"{shortened(request.url.path)} does not take {request.method}, but {other}"
-    return json_response(_object(message, kind), status=error.status_code, headers=headers)
+    return json_response(error_body(message, kind), status=error.status_code, headers=headers)
 
 
 async def _handle_fault(_: Request, error: Exception) -> Response:

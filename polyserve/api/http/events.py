@@ -14,7 +14,10 @@ import orjson
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
+from polyserve.api.frontend import Usage
+from polyserve.api.http.envelope import usage_object
 from polyserve.api.http.errors import error_object
+from polyserve.api.http.schemas import UsageChunks
 from polyserve.errors import Cancelled, InternalError, PolyServeError
 from polyserve.log import get_logger
 
@@ -31,20 +34,29 @@ def event(value: object) -> bytes:
 
 
 class Chunks:
-    """Writes the chunks of one answer: what they have in common is serialised once."""
+    """Writes the chunks of one answer: what they have in common is serialised once.
 
-    def __init__(self, common: Mapping[str, object], *, include_usage: bool) -> None:
+    usage: counted by the caller while the answer grows; `shown` says where the stream tells it.
+    """
+
+    def __init__(self, common: Mapping[str, object], usage: Usage, shown: UsageChunks) -> None:
         self._head = b"data: " + orjson.dumps(common)[:-1] + b',"choices":['
-        self._tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
+        self._usage = usage
+        self._shown = shown
 
     def choice(self, choice: Mapping[str, object], *, beside: Mapping[str, object] | None = None) -> bytes:
         """A chunk of one choice's object, with further members `beside` the choices."""
         more = b"," + orjson.dumps(beside)[1:-1] if beside else b""
-        return self._head + orjson.dumps(choice) + b"]" + more + self._tail
+        return self._head + orjson.dumps(choice) + b"]" + more + self._tail()
 
-    def usage(self, usage: Mapping[str, object]) -> bytes:
-        """The last chunk, of no choice."""
-        return self._head + b'],"usage":' + orjson.dumps(usage) + b"}\n\n"
+    def end(self) -> bytes:
+        """What follows the last choice: a chunk of none with the usage, where that is asked for, and the last event."""
+        return self._head + b"]" + self._tail(tells=True) + DONE if self._shown.last else DONE
+
+    def _tail(self, *, tells: bool = False) -> bytes:
+        if tells or self._shown.each:
+            return b',"usage":' + orjson.dumps(usage_object(self._usage)) + b"}\n\n"
+        return b',"usage":null}\n\n' if self._shown.last else b"}\n\n"
 
 
 class EventStream(Response):

@@ -1,15 +1,18 @@
-"""The types of the fields of a body that JSON has no type for, each with its check and its JSON schema.
+"""What bodies are made of: their base, and types of fields that JSON lacks, each with its check and JSON schema.
 
 A check raises `invalid(...)`, whose message goes on after the field's name.
 """
 
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import Annotated, Any, cast
 
 import orjson
 from pydantic import (
     AfterValidator,
+    BaseModel,
     BeforeValidator,
+    ConfigDict,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     JsonValue,
@@ -19,8 +22,48 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from polyserve.api.http.sentences import described
+from polyserve.sampling_params import RANGES, SamplingParams
 
+SAMPLING = {field.name: field for field in fields(SamplingParams)}
+RENAMED = {"max_completion_tokens": "max_tokens", "top_logprobs": "logprobs"}  # fields with the range of another
 MAX_METADATA_CHARACTERS = 512
+MAX_METADATA_ENTRIES = 16
+MAX_METADATA_KEY_CHARACTERS = 64
+
+
+class Metadata(Enum):
+    """Marks a field that OpenAI defines to have no effect on the answer."""
+
+    ACCEPTED = "accepted"
+    ECHOED = "echoed"  # the response has a place for it
+
+
+ACCEPTED, ECHOED = Metadata.ACCEPTED, Metadata.ECHOED
+
+
+def _describe(schema: dict[str, Any], model: type[BaseModel]) -> None:
+    """Add to the JSON schema what becomes of each field, and what SamplingParams says of those that it has."""
+    for name, described_field in schema.get("properties", {}).items():
+        described_field.pop("title", None)
+        marks = model.model_fields[name].metadata
+        metadata = next((mark.value for mark in marks if isinstance(mark, Metadata)), "honoured")
+        described_field["x-support"] = "refused" if any(isinstance(mark, Only) for mark in marks) else metadata
+        if name in SAMPLING and "description" not in described_field:
+            described_field["description"] = SAMPLING[name].metadata["help"]
+            if isinstance(SAMPLING[name].default, int | float):
+                described_field["default"] = SAMPLING[name].default
+        limit = RANGES.get(RENAMED.get(name, name))
+        for kind in described_field.get("anyOf", ()):
+            if limit is not None and kind.get("type") in ("integer", "number"):
+                kind |= {"exclusiveMinimum" if limit.open_low else "minimum": limit.low, "maximum": limit.high}
+
+
+class Body(BaseModel):
+    """A JSON object. A string below a field is its description."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", use_attribute_docstrings=True, json_schema_extra=cast(Any, _describe)
+    )
 
 
 def invalid(message: str) -> PydanticCustomError:
@@ -81,27 +124,36 @@ def _stops(value: object) -> list[str]:
     return stops
 
 
-def _content(value: object) -> str:
-    """The text of a message: a string, or text parts, one to a line."""
-    if isinstance(value, str):
+def _content(value: object) -> str | None:
+    """The text of a message: a string, or text parts, one to a line. A part of a refusal is text as well."""
+    if value is None or isinstance(value, str):
         return value
     if not isinstance(value, list):
         raise invalid(f"must be a string or a list of text parts, got {described(value)}")
     texts = []
     for position, part in enumerate(value):
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text":
+        if kind not in ("text", "refusal"):
             got = described(part) if kind is None else f"one of type {described(kind)}"
             raise invalid(f"must have parts of type 'text' only, got {got} at position {position}")
-        if set(part) != {"type", "text"} or not isinstance(part["text"], str):
-            raise invalid(f"must have text parts of a 'type' and a 'text', a string; position {position} has not")
-        texts.append(part["text"])
+        if set(part) != {"type", kind} or not isinstance(part[kind], str):
+            raise invalid(f"must have {kind} parts of a 'type' and a '{kind}', a string; position {position} has not")
+        texts.append(part[kind])
     return "\n".join(texts)
 
 
 def _short(value: str) -> str:
     if len(value) > MAX_METADATA_CHARACTERS:
         raise invalid(f"must have at most {MAX_METADATA_CHARACTERS} characters, got {len(value)}")
+    return value
+
+
+def _few(value: dict[str, str]) -> dict[str, str]:
+    if len(value) > MAX_METADATA_ENTRIES:
+        raise invalid(f"must have at most {MAX_METADATA_ENTRIES} entries, got {len(value)}")
+    for key in value:
+        if len(key) > MAX_METADATA_KEY_CHARACTERS:
+            raise invalid(f"must have keys of at most {MAX_METADATA_KEY_CHARACTERS} characters, got {described(key)}")
     return value
 
 
@@ -117,19 +169,30 @@ PROMPT_SCHEMA = {
         },
     ]
 }
-TEXT_PART_SCHEMA = {
-    "type": "object",
-    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-    "required": ["type", "text"],
-    "additionalProperties": False,
-}
-CONTENT_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": TEXT_PART_SCHEMA}]}
 
+
+def _part_schema(kind: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {"type": {"const": kind}, kind: {"type": "string"}},
+        "required": ["type", kind],
+        "additionalProperties": False,
+    }
+
+
+CONTENT_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"anyOf": [_part_schema("text"), _part_schema("refusal")]}},
+        {"type": "null"},
+    ]
+}
 STOP_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 
 Prompts = Annotated[list[str | list[int]], PlainValidator(_prompts), WithJsonSchema(PROMPT_SCHEMA)]
 LogitBias = Annotated[dict[int, float], BeforeValidator(_token_numbers)]
 Stops = Annotated[list[str], PlainValidator(_stops), WithJsonSchema(STOP_SCHEMA)]
-Content = Annotated[str, PlainValidator(_content), WithJsonSchema(CONTENT_SCHEMA)]
+Content = Annotated[str | None, PlainValidator(_content), WithJsonSchema(CONTENT_SCHEMA)]
 Label = Annotated[str, AfterValidator(_short)]
+MetadataMap = Annotated[dict[str, Label], AfterValidator(_few)]
 Unsupported = Annotated[JsonValue, Only()]

@@ -1,39 +1,59 @@
-"""The bodies that clients send, field by field.
+"""The bodies that clients send to generate, field by field. `docs/api.md` and `/openapi.json` are made from them.
 
 Types are strict: nothing is converted silently, a field that is not listed is refused by name, and null means the
 default everywhere. Ranges are checked in SamplingParams, which gRPC and Python share. Fields fall into four kinds:
     honoured      they have an effect, under OpenAI's names or, for what OpenAI lacks, vLLM's
-    metadata      `user` and the like, which OpenAI defines to have none
+    metadata      `user` and the like, which OpenAI defines to have none; echoed where OpenAI's response has a place
     unsupported   OpenAI's, but in need of something that is not here: refused, but for the values that ask for nothing
     unknown       everything else: refused
+A field of SamplingParams has its description there.
 """
 
-from dataclasses import fields
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import JsonValue
 
-from polyserve.api.frontend import Conversation, Message
-from polyserve.api.http.fields import Content, Label, LogitBias, Only, Prompts, Stops, Unsupported
+from polyserve.api.http.fields import (
+    ACCEPTED,
+    ECHOED,
+    SAMPLING,
+    Body,
+    Label,
+    LogitBias,
+    MetadataMap,
+    Only,
+    Prompts,
+    Stops,
+    Unsupported,
+)
+from polyserve.api.http.messages import ConversationBody, MessageBody
 from polyserve.errors import InvalidRequest
-from polyserve.sampling_params import SamplingParams
-
-SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingParams))
-
-
-class Body(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
 
 
 class StreamOptions(Body):
+    """What a stream tells besides its choices."""
+
     include_usage: bool | None = None
+    """End with a chunk of no choices that carries the usage."""
+    continuous_usage_stats: bool | None = None
+    """Let every chunk carry the usage so far, of all choices together."""
     include_obfuscation: Annotated[JsonValue, Only((False,))] = None
+
+
+@dataclass(frozen=True, slots=True)
+class UsageChunks:
+    """Where a stream tells its usage."""
+
+    last: bool  # in a chunk of its own
+    each: bool  # in every chunk
 
 
 class GenerationBody(Body):
     """What completions and chat completions have in common."""
 
     model: str | None = None
+    """One of the served names, of which the first is the default and the one that responses carry."""
     n: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -44,8 +64,10 @@ class GenerationBody(Body):
     stop: Stops | None = None
     max_tokens: int | None = None
     stream: bool | None = None
+    """Send the answer as server-sent events while it is made."""
     stream_options: StreamOptions | None = None
     echo: bool | None = None
+    """Begin the answer with the prompt; of a chat, with the last message, if that is the assistant's."""
     # what OpenAI lacks
     top_k: int | None = None
     min_p: float | None = None
@@ -58,28 +80,32 @@ class GenerationBody(Body):
     prompt_logprobs: int | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
+    cache_salt: str | None = None
     return_token_ids: bool | None = None
+    """Give the ids of the prompt (`prompt_token_ids`) and of the answer (`token_ids`) as well."""
     # metadata
-    user: Label | None = None
+    user: Annotated[Label | None, ACCEPTED] = None
 
     def options(self) -> dict[str, Any]:
         """Those fields of SamplingParams that the client gave."""
-        given = ((name, getattr(self, name, None)) for name in SAMPLING_FIELDS)
+        given = ((name, getattr(self, name, None)) for name in SAMPLING)
         return {name: value for name, value in given if value is not None}
 
-    def wants_usage_chunk(self) -> bool:
-        """Whether a stream ends with a chunk that carries the usage."""
+    def usage_chunks(self) -> UsageChunks:
+        """Where a stream tells its usage."""
         if self.stream_options is None:
-            return False
+            return UsageChunks(last=False, each=False)
         if not self.stream:
             raise InvalidRequest("stream_options needs stream to be true", param="stream_options")
-        return bool(self.stream_options.include_usage)
+        asked = self.stream_options
+        return UsageChunks(last=bool(asked.include_usage), each=bool(asked.continuous_usage_stats))
 
 
 class CompletionBody(GenerationBody):
     """POST /v1/completions."""
 
     prompt: Prompts
+    """A text, its token ids, or a list of either: each is answered with `n` choices."""
     logprobs: int | None = None
     best_of: Annotated[JsonValue, Only((1,))] = None
     suffix: Unsupported = None
@@ -92,79 +118,43 @@ class CompletionBody(GenerationBody):
         return options
 
 
-class MessageBody(Body):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
-    name: Label | None = None
-    refusal: Unsupported = None
-    audio: Unsupported = None
-    function_call: Unsupported = None
-    tool_calls: Annotated[JsonValue, Only(([],))] = None
-    tool_call_id: Unsupported = None
-
-
-class ConversationBody(Body):
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-
-    def conversation(self, messages: list[MessageBody]) -> Conversation:
-        return Conversation(
-            messages=[Message(message.role, message.content, message.name) for message in messages],
-            add_generation_prompt=self.add_generation_prompt,
-            continue_final_message=bool(self.continue_final_message),
-        )
-
-
 class ChatBody(GenerationBody, ConversationBody):
     """POST /v1/chat/completions."""
 
     messages: list[MessageBody]
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
+    """The conversation, which the model's chat template writes out."""
+    max_tokens: int | None = None
+    """Most tokens of an answer; default: as many as the model's length allows."""
     max_completion_tokens: int | None = None
+    """The newer name of `max_tokens`, and goes before it."""
+    logprobs: bool | None = None
+    """Give the log-probability of each token."""
+    top_logprobs: int | None = None
+    """As well as this many of the likeliest tokens at each place; needs `logprobs`."""
     # metadata
-    metadata: dict[str, Label] | None = None
-    safety_identifier: Label | None = None
+    metadata: Annotated[MetadataMap | None, ECHOED] = None
+    service_tier: Annotated[
+        Literal["auto", "default", "flex", "scale", "priority", "fast"] | None,
+        ECHOED,
+    ] = None
+    """There is one tier, `default`, and the response says so."""
+    safety_identifier: Annotated[Label | None, ACCEPTED] = None
+    prompt_cache_key: Annotated[Label | None, ACCEPTED] = None
+    """Which cache to use: there is one. `cache_salt` keeps others out of it."""
     # unsupported
     audio: Unsupported = None
-    function_call: Annotated[
-        JsonValue,
-        Only(
-            (
-                "none",
-                "auto",
-            )
-        ),
-    ] = None
+    function_call: Annotated[JsonValue, Only(("none", "auto"))] = None
     functions: Annotated[JsonValue, Only(([],))] = None
     modalities: Annotated[JsonValue, Only((["text"],))] = None
     moderation: Unsupported = None
     parallel_tool_calls: Annotated[JsonValue, Only((True,))] = None
     prediction: Unsupported = None
-    prompt_cache_key: Unsupported = None
     prompt_cache_options: Unsupported = None
-    prompt_cache_retention: Unsupported = None
+    prompt_cache_retention: Annotated[JsonValue, Only(("in_memory",))] = None
     reasoning_effort: Annotated[JsonValue, Only(("none",))] = None
     response_format: Annotated[JsonValue, Only(({"type": "text"},))] = None
-    service_tier: Annotated[
-        JsonValue,
-        Only(
-            (
-                "auto",
-                "default",
-            )
-        ),
-    ] = None
     store: Annotated[JsonValue, Only((False,))] = None
-    tool_choice: Annotated[
-        JsonValue,
-        Only(
-            (
-                "none",
-                "auto",
-            )
-        ),
-    ] = None
+    tool_choice: Annotated[JsonValue, Only(("none", "auto"))] = None
     tools: Annotated[JsonValue, Only(([],))] = None
     verbosity: Annotated[JsonValue, Only(("medium",))] = None
     web_search_options: Unsupported = None
@@ -187,20 +177,30 @@ class ChatBody(GenerationBody, ConversationBody):
             names["max_tokens"] = "max_completion_tokens"
         return names
 
+    def echoed(self) -> dict[str, object]:
+        """What every object of the answer repeats."""
+        return {} if self.service_tier is None else {"service_tier": "default"}
+
 
 class TokenizeBody(ConversationBody):
     """POST /tokenize: a text, or a conversation."""
 
     model: str | None = None
+    """One of the served names."""
     prompt: str | None = None
     messages: list[MessageBody] | None = None
-    add_special_tokens: bool | None = None  # default: true for a text, false for a conversation
+    """Instead of `prompt`: a conversation, which the chat template writes out."""
+    add_special_tokens: bool | None = None
+    """Put in front what the model wants there; default: yes for a text, no for a conversation."""
     return_token_strs: bool | None = None
+    """Give each token's text as well."""
 
 
 class DetokenizeBody(Body):
     """POST /detokenize."""
 
     model: str | None = None
+    """One of the served names."""
     tokens: list[int]
     skip_special_tokens: bool | None = None
+    """Leave special tokens out of the text; default: no."""
