@@ -33,7 +33,9 @@ class KneserNey:
     def __init__(self, documents: Sequence[Ids], *, vocab_size: int, order: int = 5) -> None:
         self._vocab_size, self._order = vocab_size, order
         tokens, places = _joined(documents)
-        numbers = [np.ones(len(tokens), dtype=np.int64)]  # of the n-gram that ends at each token; of length 0: all the same
+        numbers = [
+            np.ones(len(tokens), dtype=np.int64)
+        ]  # of the n-gram that ends at each token; of length 0: all the same
         keys: list[Ids] = []
         for n in range(1, order + 1):
             here = places >= n - 1  # the n-gram lies within its document
@@ -41,9 +43,7 @@ class KneserNey:
             found = np.unique(codes[here])
             keys.append(found)
             numbers.append(np.where(here, np.searchsorted(found, codes) + 1, 0))
-        self._orders = [
-            self._estimate(n, keys, _counts(n, order, numbers, places)) for n in range(1, order + 1)
-        ]
+        self._orders = [self._estimate(n, keys, _counts(n, order, numbers, places)) for n in range(1, order + 1)]
 
     def _estimate(self, n: int, keys: list[Ids], counts: Ids) -> _Order:
         found = keys[n - 1]
@@ -101,4 +101,5 @@ def _discounts(counts: Ids) -> Floats:
     if not n1 or not n2 or not n3:
         return np.array([0.0, 0.5, 1.0, 1.5])  # too little text to estimate them from: KenLM's fallback
     y = n1 / (n1 + 2 * n2)
-    return np.clip(np.array([0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]), 0, [0, 1, 2, 3])
+    discounts = np.array([0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3])
+    return np.clip(discounts, 0.0, np.arange(4.0))
