@@ -101,5 +101,6 @@ def _discounts(counts: Ids) -> Floats:
     if not n1 or not n2 or not n3:
         return np.array([0.0, 0.5, 1.0, 1.5])  # too little text to estimate them from: KenLM's fallback
     y = n1 / (n1 + 2 * n2)
-    discounts = np.array([0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3])
-    return np.clip(discounts, 0.0, np.arange(4.0))
+    discounts: Floats = np.array([0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3])
+    within: Floats = np.clip(discounts, 0.0, np.arange(4.0))
+    return within
