@@ -2,6 +2,7 @@
 
     encode, render_chat   off the event loop, in a few threads
     generate              Add -> engine;  Outputs -> the request's list -> its own task: SequenceText -> ChoiceDelta
+    embed                 the same for one vector
 
 Nothing waits for a client: outputs of a request that nobody fetches wait in its list, at most `n` times the
 model's length of them, and are handed over as one delta a choice when it comes back. A request that its client leaves
@@ -21,7 +22,8 @@ from polyserve.config import EngineConfig
 from polyserve.errors import EngineDead, InternalError, InvalidRequest, PolyServeError
 from polyserve.log import get_logger
 from polyserve.output import LogprobEntry, SequenceText, prompt_logprob_entries
-from polyserve.request import FinishReason, SequenceOutput, admit, check_request
+from polyserve.pooling import Pooling, unit_length
+from polyserve.request import POOLED, FinishReason, SequenceOutput, admit, check_request, pooling_request
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.engine_process import COMMAND
 from polyserve.service.messages import Abort, Add, EngineStats, Outputs, Ready
@@ -160,6 +162,22 @@ class AsyncLLM:
             del self._streams[request_id]
             if texts and self._death is None:
                 self._engine.send(Abort(request_id))
+
+    async def embed(self, request_id: str, prompt_ids: Sequence[int], *, pooling: Pooling) -> list[float]:
+        """The prompt's final hidden states, pooled, at unit length. Cancelling aborts it. It raises as `generate`."""
+        self.check(prompt_ids, POOLED)
+        stream = self._open(request_id)
+        output: SequenceOutput | None = None
+        try:
+            self._engine.send(Add(pooling_request(request_id, prompt_ids, pooling)))
+            [output] = await stream.take()
+        finally:
+            del self._streams[request_id]
+            if output is None and self._death is None:
+                self._engine.send(Abort(request_id))
+        if output.pooled is None:
+            raise InternalError(output.error or "the engine gave this request up")
+        return unit_length(output.pooled)
 
     def _open(self, request_id: str) -> "_Stream":
         if self._death is not None:

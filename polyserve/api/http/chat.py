@@ -15,6 +15,7 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 
 from polyserve.api.frontend import Admitted, Frontend, Usage
+from polyserve.api.http.answers import ChatCompletion, answers
 from polyserve.api.http.authentication import tenant_of
 from polyserve.api.http.body import JsonRoute, json_response
 from polyserve.api.http.envelope import ending, envelope, usage_object
@@ -29,7 +30,7 @@ def chat_router(frontend: Frontend) -> APIRouter:
     """The route of this file, for one served model."""
     router = APIRouter(route_class=JsonRoute)
 
-    @router.post("/v1/chat/completions")
+    @router.post("/v1/chat/completions", responses=answers(ChatCompletion, streams=True))
     async def create_chat_completion(body: ChatBody, request: Request) -> Response:
         frontend.check_model(body.model)
         shown = body.usage_chunks()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Request, Response
 
 from polyserve.api.frontend import Admitted, Frontend, Usage
+from polyserve.api.http.answers import Completion, answers
 from polyserve.api.http.authentication import tenant_of
 from polyserve.api.http.body import JsonRoute, json_response
 from polyserve.api.http.envelope import ending, envelope, usage_object
@@ -30,7 +31,7 @@ def completions_router(frontend: Frontend) -> APIRouter:
     """The route of this file, for one served model."""
     router = APIRouter(route_class=JsonRoute)
 
-    @router.post("/v1/completions")
+    @router.post("/v1/completions", responses=answers(Completion, streams=True))
     async def create_completion(body: CompletionBody, request: Request) -> Response:
         frontend.check_model(body.model)
         shown = body.usage_chunks()
