@@ -26,7 +26,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help serve test lint format format-check types proto proto-check docs damaged-files fuzz \
-  kernels-report kernels-check bench demo-train demo-tokenizer clean
+  kernels-report kernels-check sanitize bench demo-train demo-tokenizer clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,20 @@ kernels-report: $(VENV)/.dev  ## compile the GPU kernels (no GPU needed) and wri
 
 kernels-check: $(VENV)/.dev  ## compile the GPU kernels and fail on spills, loops that wait, and the like
 	@$(BIN)/python -m polyserve_kernels.triton.report --check
+
+SANITIZED := build/sanitized
+SANITIZED_TESTS := tests/kernels tests/engine/test_whole_step.py
+SANITIZED_SETS := avx2 avx512 avx512bf16
+
+sanitize: $(VENV)/.dev  ## run the C++ kernels' tests with g++'s address and undefined-behaviour sanitizers: half an hour
+	@rm -rf $(SANITIZED)
+	@$(BIN)/python setup.py -q build_ext --sanitize --build-lib $(SANITIZED) --build-temp $(SANITIZED)
+	@for set in $(SANITIZED_SETS); do \
+	  echo "== $$set"; \
+	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  POLYSERVE_CPU_LIBRARY="$$(echo $(SANITIZED)/polyserve_kernels/cpu/_native*.so)" POLYSERVE_CPU_ISA=$$set \
+	  $(BIN)/python -m pytest -q -s -n 0 -m "not slow" -k "not triton and not reference" $(SANITIZED_TESTS) || exit 1; \
+	done
 
 bench: $(VENV)/.serve  ## measure MODEL with 1, 8 and 32 streams
 	@$(BIN)/polyserve bench throughput "$(MODEL)" --num-streams 1,8,32
