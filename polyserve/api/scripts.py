@@ -10,39 +10,13 @@ from functools import lru_cache
 
 COMMON = "common"  # digits, punctuation, spaces, emoji: letters of no script
 OTHER = "other"  # scripts that are not listed, so that nobody can make metrics grow
-SCRIPTS = frozenset(
-    [
-        "arabic",
-        "armenian",
-        "bengali",
-        "bopomofo",
-        "cyrillic",
-        "devanagari",
-        "ethiopic",
-        "georgian",
-        "greek",
-        "gujarati",
-        "gurmukhi",
-        "han",
-        "hangul",
-        "hebrew",
-        "hiragana",
-        "kannada",
-        "katakana",
-        "khmer",
-        "lao",
-        "latin",
-        "malayalam",
-        "mongolian",
-        "myanmar",
-        "oriya",
-        "sinhala",
-        "tamil",
-        "telugu",
-        "thai",
-        "tibetan",
-    ]
-)
+# fmt: off
+SCRIPTS = frozenset((
+    "arabic", "armenian", "bengali", "bopomofo", "cyrillic", "devanagari", "ethiopic", "georgian", "greek", "gujarati",
+    "gurmukhi", "han", "hangul", "hebrew", "hiragana", "kannada", "katakana", "khmer", "lao", "latin", "malayalam",
+    "mongolian", "myanmar", "oriya", "sinhala", "tamil", "telugu", "thai", "tibetan",
+))
+# fmt: on
 _RENAMED = {"cjk": "han", "halfwidth": "katakana", "fullwidth": "latin"}
 MAX_LETTERS = 64  # of a text that are looked at
 MAX_CHARACTERS = 512  # among which they are looked for, spread over the text

@@ -63,6 +63,7 @@ async def serve(
     await http.ready.wait()
     announce(ready_lines(frontend, host, port, grpc_port, protection))
     telling = asyncio.create_task(_tell_readiness(frontend, grpc_server))
+    watching = asyncio.create_task(frontend.metrics.watch_loop())
     death = await unless(stop.asked, frontend.llm.wait_dead())
     frontend.draining = True
     telling.cancel()
@@ -72,6 +73,7 @@ async def serve(
     if death is not None:
         log.error("the server ends: %s", death.message)
     await frontend.llm.close()  # what still runs ends with an error
+    watching.cancel()
     http.should_exit = True
     await asyncio.gather(answering, grpc_server.stop(FAREWELL_S))
     return EXIT_STOPPED if death is None else EXIT_FAILED
