@@ -148,7 +148,7 @@ def test_sighup_reads_the_level_of_the_log_again(
     level = tmp_path / "level"
     level.write_text("error\n")
     with served(checkpoint, "--threads", "1", "--log-level-file", str(level)) as server:
-        (engine,) = psutil.Process(server.process.pid).children()
+        engine = engine_of(server.process.pid)
         capfd.readouterr()
         seen: list[str] = []
 
