@@ -85,8 +85,9 @@ class Frontend:
         model_names: Sequence[str],
         limits: Limits | None = None,
         request_timeout_s: float = math.inf,
+        metrics_compat: str = "none",
     ) -> None:
-        """model_names: what clients may call the model; responses carry the first."""
+        """model_names: what clients may call the model; responses carry the first.  metrics_compat: none or vllm."""
         self.llm = llm
         self.request_timeout_s = request_timeout_s
         self.draining = False
@@ -96,7 +97,7 @@ class Frontend:
         self.limits = limits or Limits()
         self.model_names = tuple(model_names)
         self.created = int(time.time())
-        self.metrics = Metrics(llm)
+        self.metrics = Metrics(llm, model_name=self.model_name, vllm_names=metrics_compat == "vllm")
 
     @property
     def model_name(self) -> str:
@@ -182,16 +183,16 @@ class Frontend:
         self, timeout_s: float | None, renamed: Mapping[str, str]
     ) -> AsyncIterator[tuple[float, float]]:
         """The time of arrival and the deadline, which also ends what is done inside. `naming` is for its errors."""
-        self._check_open()
-        self.llm.admission.check_room()
-        arrived = time.monotonic()
-        limit_s = self.request_timeout_s if timeout_s is None else min(timeout_s, self.request_timeout_s)
-        try:
-            async with asyncio.timeout(limit_s if limit_s < math.inf else None):
-                with naming(renamed):
+        with self.metrics.refusals(), naming(renamed):
+            self._check_open()
+            self.llm.admission.check_room()
+            arrived = time.monotonic()
+            limit_s = self.request_timeout_s if timeout_s is None else min(timeout_s, self.request_timeout_s)
+            try:
+                async with asyncio.timeout(limit_s if limit_s < math.inf else None):
                     yield arrived, arrived + limit_s
-        except TimeoutError:
-            raise DeadlineExceeded(f"the request was not read in {limit_s:g} s, the time it was given") from None
+            except TimeoutError:
+                raise DeadlineExceeded(f"the request was not read in {limit_s:g} s, the time it was given") from None
 
     def _sampling_params(self, options: Mapping[str, Any], *, scores_prompt: bool = False) -> SamplingParams:
         params = SamplingParams(**options)
@@ -258,12 +259,13 @@ class Frontend:
         admission = self.llm.admission
         tickets: list[Ticket] = []
         try:
-            for prompt in request.prompts:
-                length = len(prompt.token_ids)
-                num_characters = length if prompt.text is None else len(prompt.text)
-                tickets.append(
-                    admission.reserve(length, request.params, tenant=request.tenant, num_characters=num_characters)
-                )
+            with self.metrics.refusals():
+                for prompt in request.prompts:
+                    length = len(prompt.token_ids)
+                    num_characters = length if prompt.text is None else len(prompt.text)
+                    tickets.append(
+                        admission.reserve(length, request.params, tenant=request.tenant, num_characters=num_characters)
+                    )
             yield tickets
         finally:
             for ticket in tickets:
@@ -273,7 +275,7 @@ class Frontend:
         prompt, params = request.prompts[index], request.own_params()
         request_id = f"{request.request_id}-{index}"
         stream = self.llm.generate(request_id, prompt.token_ids, params, ticket=ticket, deadline=request.deadline)
-        with self.metrics.request(request.arrived, len(prompt.token_ids), params.n) as record:
+        with self.metrics.request(request.arrived, prompt.text, ticket) as record:
             async with aclosing(stream) as deltas:
                 async for delta in deltas:
                     record.delta(delta)

@@ -89,6 +89,7 @@ async def _run(
             model_names=server.served_model_name or [engine.model],
             limits=protection.limits,
             request_timeout_s=server.request_timeout,
+            metrics_compat=server.metrics_compat,
         )
         with reloading_at_hangup(protection.keys.reload, partial(_set_log_level, llm, server.log_level_file)):
             return await serve(

@@ -42,6 +42,11 @@ class SchedulerStats:
     num_preemptions: int  # since the start
     prefix_query_tokens: int  # since the start
     prefix_hit_tokens: int  # since the start
+    # of steps since the start, which the engine times
+    num_steps: int = 0
+    step_tokens: int = 0
+    step_seconds: float = 0.0
+    step_predicted_seconds: float = 0.0
 
 
 class Scheduler:

@@ -81,6 +81,7 @@ class FakeLLM:
         self.dead = asyncio.Event()
         self.live: set[str] = set()
         self.progressing = True
+        self.num_restarts = 0
         self.admission = Admission(
             AdmissionConfig(), max_num_seqs=64, vocab_size=VOCAB_SIZE, max_model_len=MAX_MODEL_LEN
         )
