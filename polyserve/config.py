@@ -118,10 +118,13 @@ class ServerConfig:
     step_timeout: float = option(60.0, "seconds after which an engine that is silent is stuck, and is started again")
     request_timeout: float = option(600.0, "seconds that a request may take; clients can ask for less, not for more")
     drain_timeout: float = option(25.0, "seconds that running requests may take when the server is told to end")
+    log_format: str = option("text", "how log lines are written", choices=("text", "json"))
+    access_log: bool = option(False, "log a line for each HTTP request: method, path, status, time, key's name")
     log_level: str = option("info", "least important lines to log", choices=LOG_LEVELS)
     log_level_file: str | None = option(None, "a file that holds the level instead; SIGHUP reads it again")
 
     def __post_init__(self) -> None:
+        _check_choices(self, "log_format", ("text", "json"))
         _check_choices(self, "log_level", LOG_LEVELS)
         for name in ("step_timeout", "request_timeout"):
             if not getattr(self, name) > 0:

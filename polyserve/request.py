@@ -2,6 +2,7 @@
 
 Request          what a client asked, as token ids; it is served by `params.n` sequences, its choices 0 to n - 1
 SequenceOutput   what one step brought for one of them
+A request that has `pooling` asks for no tokens but for one vector: see `polyserve.pooling`.
 Token ids only: text belongs to `polyserve.output`. Every Request is made by `admit`, in the front of a server and in
 `LLM` alike, so that a missing seed is drawn once and stays with the request wherever it is sent.
 """
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from polyserve.errors import InvalidRequest
+from polyserve.pooling import Pooling
 from polyserve.sampling_params import SamplingParams
 
 SEED_BITS = 63  # a drawn seed is one that a client could have given, so that an answer can be asked for again
@@ -24,6 +26,7 @@ class Request:
     request_id: str  # unique among live requests
     prompt_ids: list[int]
     params: SamplingParams  # the seed is set
+    pooling: Pooling | None = None  # then params.max_tokens is 0
     answered: dict[int, list[int]] | None = None  # of one that goes on: what each choice that has not ended has by now
 
 
@@ -56,6 +59,10 @@ class SequenceOutput:
     )
     num_cached_tokens: int = 0  # prompt tokens whose keys and values came from the prefix cache
     error: str | None = None  # with finish_reason "error": what to tell the client
+    pooled: list[float] | None = None  # the pooled hidden states [C], if asked for
+
+
+POOLED = SamplingParams(max_tokens=0, seed=0)  # of requests that ask for a vector: there is nothing to choose
 
 
 def draw_seed() -> int:
@@ -68,6 +75,11 @@ def admit(request_id: str, prompt_ids: Sequence[int], params: SamplingParams) ->
     if params.seed is None:
         params = replace(params, seed=draw_seed())
     return Request(request_id, list(prompt_ids), params)
+
+
+def pooling_request(request_id: str, prompt_ids: Sequence[int], pooling: Pooling) -> Request:
+    """The Request for one vector."""
+    return Request(request_id, list(prompt_ids), POOLED, pooling)
 
 
 def check_request(

@@ -12,7 +12,8 @@ import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Any
 
 from polyserve.api.conversation import Conversation
@@ -45,6 +46,13 @@ class Admitted:
     @property
     def num_choices(self) -> int:
         return len(self.prompts) * self.params.n
+
+    def own_params(self) -> SamplingParams:
+        """The parameters with the tenant in their salt: how fast an answer comes tells nothing of others' prompts."""
+        if self.tenant is None:
+            return self.params
+        salt = blake2b(f"{self.tenant}\0{self.params.cache_salt or ''}".encode(), digest_size=16).hexdigest()
+        return replace(self.params, cache_salt=salt)
 
 
 @dataclass(slots=True)
@@ -257,7 +265,7 @@ class Frontend:
                 admission.close(ticket)
 
     async def _run_prompt(self, request: Admitted, index: int, ticket: Ticket) -> AsyncGenerator[ChoiceDelta, None]:
-        prompt, params = request.prompts[index], request.params
+        prompt, params = request.prompts[index], request.own_params()
         request_id = f"{request.request_id}-{index}"
         stream = self.llm.generate(request_id, prompt.token_ids, params, ticket=ticket, deadline=request.deadline)
         with self.metrics.request(request.arrived, len(prompt.token_ids), params.n) as record:

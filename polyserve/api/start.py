@@ -98,6 +98,7 @@ async def _run(
                 announce=say,
                 drain_timeout_s=server.drain_timeout,
                 protection=protection,
+                access_log=server.access_log,
             )
     finally:
         await llm.close()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from polyserve.engine.kv_cache import KVCache
 from polyserve.engine.logits import TokenEdits
+from polyserve.engine.pooler import Pooler
 from polyserve.engine.step import Chunk, Step
 from polyserve.model.forward_context import PagedContext
 from polyserve.sampling_params import SamplingParams
@@ -33,6 +34,7 @@ class KnownSequence:
     params: SamplingParams
     edits: TokenEdits | None
     scores_prompt: bool  # log-probabilities of the prompt are wanted and not reported yet
+    pooler: Pooler | None
     block_table: list[int]
 
 

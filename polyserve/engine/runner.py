@@ -16,8 +16,9 @@ from polyserve.engine.batch import Batch, KnownSequence, make_batch
 from polyserve.engine.cuda_graphs import DecodeGraphs
 from polyserve.engine.kv_cache import KVCache
 from polyserve.engine.logits import TokenEdits
+from polyserve.engine.pooler import Pooler
 from polyserve.engine.sampler import NOT_FINITE, Draft, Sampler, SampleRow
-from polyserve.engine.step import Failed, NewSequence, PromptLogprobs, Sampled, Step, StepResult
+from polyserve.engine.step import Failed, NewSequence, Pooled, PromptLogprobs, Sampled, Step, StepResult
 from polyserve.model.decoder import Decoder
 from polyserve.model.parts import parts_of
 from polyserve_kernels import ops
@@ -31,6 +32,7 @@ class _UnderWay:
     ending: list[int]  # the sequences that get a token, in the order of the draft's rows
     draft: Draft | None  # None if there are none
     prompt_logprobs: list[PromptLogprobs]
+    pooled: list[Pooled]
     failed: list[Failed]
 
 
@@ -54,8 +56,9 @@ class ModelRunner:
             self._fill_in_awaited(batch)
             hidden = self._compute(batch)
             prompt_logprobs, failed = self._score_prompts(batch, hidden)
+            pooled, not_pooled = self._pool(batch, hidden)
             ending, draft = self._sample(batch, hidden)
-        self._under_way.append(_UnderWay(step, ending, draft, prompt_logprobs, failed))
+        self._under_way.append(_UnderWay(step, ending, draft, prompt_logprobs, pooled, failed + not_pooled))
 
     @property
     def settled(self) -> bool:
@@ -79,7 +82,7 @@ class ModelRunner:
                 if seq.edits is not None:
                     seq.edits.append(draw.token_id)
             sampled.append(Sampled(seq_id, draw.token_id, draw.logprob))
-        return StepResult(sampled, oldest.prompt_logprobs, failed)
+        return StepResult(sampled, oldest.prompt_logprobs, failed, oldest.pooled)
 
     def _fill_in_awaited(self, batch: Batch) -> None:
         """Put the tokens that the step before samples into the rows that await them, on the device."""
@@ -127,6 +130,7 @@ class ModelRunner:
             scores_prompt=(
                 new.params.prompt_logprobs is not None and new.choice == 0 and len(new.tokens) == new.prompt_len
             ),
+            pooler=None if new.pooling is None else Pooler(new.pooling),
             block_table=[],
         )
 
@@ -151,6 +155,22 @@ class ModelRunner:
             else:
                 scored.append(PromptLogprobs(chunk.seq_id, start, entries))
         return scored, failed
+
+    def _pool(self, batch: Batch, hidden: Tensor) -> tuple[list[Pooled], list[Failed]]:
+        """Take in the states of prompts that become vectors; those that end in this step are done."""
+        pooled, failed = [], []
+        for chunk, first_row in zip(batch.chunks, batch.first_rows[:-1], strict=True):
+            seq = self._known[chunk.seq_id]
+            if seq.pooler is None:
+                continue
+            seq.pooler.push(hidden[first_row : first_row + chunk.num_tokens])
+            if chunk.start + chunk.num_tokens == seq.prompt_len:
+                values = seq.pooler.result()
+                if values is None:
+                    failed.append(Failed(chunk.seq_id, NOT_FINITE))
+                else:
+                    pooled.append(Pooled(chunk.seq_id, values))
+        return pooled, failed
 
     def _sample(self, batch: Batch, hidden: Tensor) -> tuple[list[int], Draft | None]:
         """Begin to draw the next token of every chunk that reaches the end of its sequence."""

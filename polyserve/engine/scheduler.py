@@ -99,6 +99,7 @@ class Scheduler:
                 tokens=request.prompt_ids + answer,
                 prompt_len=len(request.prompt_ids),
                 max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
+                pooling=request.pooling,
                 prompt_logprobs=[None] if choice == 0 and params.prompt_logprobs is not None and not answer else None,
             )
             for choice, answer in answered.items()
@@ -159,7 +160,9 @@ class Scheduler:
             if copied is None:
                 break
             copies += copied
-            admitted.append(NewSequence(seq.seq_id, seq.tokens.copy(), seq.prompt_len, seq.choice, seq.params))
+            admitted.append(
+                NewSequence(seq.seq_id, seq.tokens.copy(), seq.prompt_len, seq.choice, seq.params, seq.pooling)
+            )
             chunks.append(self._chunk(seq, budget))
             budget -= chunks[-1].num_tokens
 
@@ -175,6 +178,9 @@ class Scheduler:
         for part in result.prompt_logprobs:
             if (seq := self._live.get(part.seq_id)) is not None and seq.prompt_logprobs is not None:
                 seq.prompt_logprobs[part.start :] = part.entries  # after a preemption once more: the same values
+        for vector in result.pooled:
+            if (seq := self._live.get(vector.seq_id)) is not None:
+                seq.pooled = vector.values
         for chunk in step.chunks:
             if (seq := self._live.get(chunk.seq_id)) is None:
                 continue
@@ -217,15 +223,16 @@ class Scheduler:
     def _admit(self, seq: Sequence) -> list[tuple[int, int]] | None:
         """Move the first waiting sequence to the running ones, if there are blocks for all its tokens and one to spare
         for each of those, so that it is not preempted soon. Returns the blocks to copy, or None if there is no room."""
-        scored = seq.prompt_logprobs is not None  # its prompt must pass through the model, token by token
         siblings = self._requests[seq.request_id].values()
         donor = next((sibling for sibling in siblings if sibling.prompt_stored), None)
-        copies = self._blocks.admit(seq, donor=donor, use_prefix=not scored, num_spare=len(self._running))
+        copies = self._blocks.admit(
+            seq, donor=donor, use_prefix=not seq.needs_every_state, num_spare=len(self._running)
+        )
         if copies is None:
             return None
         if seq.num_cached_tokens is None:
             seq.num_cached_tokens = seq.num_computed if seq.choice == 0 else 0
-            if seq.choice == 0 and not scored:
+            if seq.choice == 0 and not seq.needs_every_state:
                 self._prefix_query_tokens += seq.prompt_len
                 self._prefix_hit_tokens += seq.num_computed
         del self._waiting[0]
@@ -306,6 +313,7 @@ class Scheduler:
             stop_reason=stop_reason,
             prompt_logprobs=prompt_logprobs,
             num_cached_tokens=seq.num_cached_tokens or 0,
+            pooled=seq.pooled,
         )
 
 

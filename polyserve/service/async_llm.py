@@ -2,6 +2,7 @@
 
     encode, render_chat   off the event loop, in a few threads
     generate              Add -> engine;  Outputs -> the request's list -> its own task: SequenceText -> ChoiceDelta
+    embed                 the same for one vector
 
 Nothing waits for a client: outputs of a request that nobody fetches wait in its list, at most `n` times the
 model's length of them, and are handed over as one delta a choice when it comes back. A request that its client leaves
@@ -23,7 +24,8 @@ from polyserve.config import EngineConfig
 from polyserve.errors import DeadlineExceeded, EngineDead, InternalError, InvalidRequest, PolyServeError
 from polyserve.log import get_logger, set_up_logging
 from polyserve.output import LogprobEntry, SequenceText, prompt_logprob_entries
-from polyserve.request import FinishReason, SequenceOutput, admit, check_request
+from polyserve.pooling import Pooling, unit_length
+from polyserve.request import POOLED, FinishReason, SequenceOutput, admit, check_request, pooling_request
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.admission import Admission, AdmissionConfig, Ticket
 from polyserve.service.engine_process import COMMAND
@@ -31,6 +33,7 @@ from polyserve.service.messages import Abort, Add, EngineStats, Outputs, Ready
 from polyserve.service.supervisor import STEP_TIMEOUT_S, Supervisor
 from polyserve.tokenizer.base import Tokenizer
 from polyserve.tokenizer.load import load_tokenizer
+from polyserve.tokenizer.rendering import TemplateProcess
 
 log = get_logger(__name__)
 T = TypeVar("T")
@@ -82,6 +85,8 @@ class AsyncLLM:
         self._engine = engine
         self._death: EngineDead | None = None
         self._streams: dict[str, _Stream] = {}
+        template = tokenizer.chat_template
+        self._renderer = None if template is None else TemplateProcess(template)
         self._threads = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
         self._watcher = asyncio.create_task(self._watch())
         engine.listen(self._distribute)
@@ -137,7 +142,7 @@ class AsyncLLM:
         """The prompt of a conversation. Encode it with `add_special_tokens=False`: the template writes them itself."""
         return await self._off_the_loop(
             partial(
-                self.tokenizer.render_chat,
+                self.tokenizer.render_chat if self._renderer is None else self._renderer.render,
                 messages,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
@@ -193,6 +198,31 @@ class AsyncLLM:
             del self._streams[request_id]
             stream.close()
             self._leave(request_id, ticket)
+
+    async def embed(
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        *,
+        pooling: Pooling,
+        ticket: Ticket | None = None,
+        deadline: float = math.inf,
+    ) -> list[float]:
+        """The prompt's final hidden states, pooled, at unit length. Cancelling aborts it. It raises as `generate`."""
+        self.check(prompt_ids, POOLED)
+        ticket = ticket or self.admission.reserve(len(prompt_ids), POOLED, tenant=None, num_characters=len(prompt_ids))
+        stream = self._open(request_id, ticket, deadline)
+        try:
+            self.admission.enter(ticket, partial(self._send, Add(pooling_request(request_id, prompt_ids, pooling))))
+            [output] = await stream.take()
+            self.admission.choice_ended(ticket, output.choice)
+        finally:
+            del self._streams[request_id]
+            stream.close()
+            self._leave(request_id, ticket)
+        if output.pooled is None:
+            raise InternalError(output.error or "the engine gave this request up")
+        return unit_length(output.pooled)
 
     def _leave(self, request_id: str, ticket: Ticket) -> None:
         """Nothing more is wanted of a request, if it has not ended."""
@@ -264,6 +294,8 @@ class AsyncLLM:
         self._watcher.cancel()
         await asyncio.gather(self._watcher, return_exceptions=True)
         await self._engine.close()
+        if self._renderer is not None:
+            self._renderer.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _distribute(self, step: Outputs) -> None:

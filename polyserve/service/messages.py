@@ -20,6 +20,7 @@ class Start(msgspec.Struct, frozen=True):
     config: EngineConfig
     socket: str  # path of the Unix socket that the engine makes, in a folder that only this user can enter
     log_level: str
+    log_format: str
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):

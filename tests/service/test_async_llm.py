@@ -340,3 +340,25 @@ def test_an_engine_that_is_still_loading_can_be_closed() -> None:
         assert time.monotonic() - began < 1.0
 
     run(test())
+
+
+def test_an_embedding_is_what_the_engine_pooled_at_unit_length() -> None:
+    async def test() -> None:
+        async with fake_llm() as llm:
+            assert await llm.embed("e", [3, 4], pooling="mean") == [0.6, 0.8]
+            with pytest.raises(InternalError, match="gave up"):
+                await llm.embed("e", [HOPELESS, 4], pooling="last")
+            with pytest.raises(InvalidRequest, match="at least one token"):
+                await llm.embed("e", [], pooling="last")
+
+    run(test())
+
+
+def test_an_embedding_that_nobody_waits_for_is_aborted() -> None:
+    async def test() -> None:
+        async with fake_llm() as llm:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(llm.embed("e", [3, 4], pooling="mean"), 0)
+            assert await llm.embed("e", [3, 4], pooling="mean") == [0.6, 0.8]
+
+    run(test())

@@ -1,7 +1,8 @@
 """AsyncLLM without an engine: the same attributes and calls, one token a byte, answers known beforehand.
 
 Choice c of a prompt answers REPLY from its (seed + c)-th byte on, round and round (no seed: 0), then </s>, after as
-many tokens as REPLY has. Log-probabilities are `logprob_of(token, position)`. What goes on can be disturbed:
+many tokens as REPLY has. Log-probabilities are `logprob_of(token, position)`, a prompt's
+embedding is `vector_of` it. What goes on can be disturbed:
     live            ids of requests that are being served        aborted     ids of those that were left before the end
     hold(n)         every request waits after n tokens           fail(n, e)  every request raises `e` after n tokens
     release()       they go on
@@ -20,7 +21,8 @@ from polyserve.api.frontend import Frontend
 from polyserve.api.limits import Limits
 from polyserve.errors import DeadlineExceeded, EngineDead
 from polyserve.output import SequenceText, prompt_logprob_entries
-from polyserve.request import SequenceOutput, TokenLogprob, check_request
+from polyserve.pooling import Pooling, unit_length
+from polyserve.request import POOLED, SequenceOutput, TokenLogprob, check_request
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.admission import Admission, AdmissionConfig, Ticket
 from polyserve.service.async_llm import AsyncLLM, ChoiceDelta
@@ -177,6 +179,23 @@ class FakeLLM:
             if texts:
                 self.aborted.append(request_id)
 
+    async def embed(
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        *,
+        pooling: Pooling,
+        ticket: Ticket | None = None,
+        deadline: float = math.inf,
+    ) -> list[float]:
+        self.check(prompt_ids, POOLED)
+        self.live.add(request_id)
+        try:
+            await self._disturb(0, deadline)
+        finally:
+            self.live.discard(request_id)
+        return vector_of(prompt_ids, pooling)
+
     async def _disturb(self, position: int, deadline: float) -> None:
         """Whatever the test asked to happen before the token at this position."""
         await asyncio.sleep(0)
@@ -215,6 +234,12 @@ def next_output(
         prompt_logprobs=scored,
         num_cached_tokens=4 if position == 0 else 0,
     )
+
+
+def vector_of(prompt_ids: Sequence[int], pooling: Pooling) -> list[float]:
+    """Eight numbers that tell prompts and poolings apart."""
+    pooled = prompt_ids[-1:] if pooling == "last" else prompt_ids
+    return unit_length([1.0 + sum(token_id * (i + 3) % 17 for token_id in pooled) for i in range(8)])
 
 
 def logprob_of(token_id: int, position: int) -> float:

@@ -19,7 +19,7 @@ from polyserve.api.stop import Stop
 from support.fake_llm import FakeLLM, fake_frontend
 
 HOST = "127.0.0.1"
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0  # of what happens soon: longer than a busy machine makes it
 DRAIN_TIMEOUT_S = 0.5
 
 
@@ -89,6 +89,7 @@ class LiveServer:
                 announce=self._announce,
                 drain_timeout_s=self._drain_timeout_s,
                 protection=self._protection,
+                access_log=True,
             )
 
     def _announce(self, text: str) -> None:
