@@ -11,6 +11,7 @@ HOST := 127.0.0.1
 PORT := 8000
 GRPC_PORT := 50051
 TESTS := tests
+MINUTES := 30
 FUZZ_SECONDS := 600
 FUZZ_TARGETS := detokenizer stop_strings gguf_header safetensors_header
 
@@ -25,7 +26,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help serve test lint format format-check types proto proto-check docs damaged-files fuzz \
-  kernels-report kernels-check bench clean
+  kernels-report kernels-check bench chaos soak clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +74,12 @@ kernels-check: $(VENV)/.dev  ## compile the GPU kernels and fail on spills, loop
 
 bench: $(VENV)/.serve  ## measure MODEL with 1, 8 and 32 streams
 	@$(BIN)/polyserve bench throughput "$(MODEL)" --num-streams 1,8,32
+
+chaos: $(VENV)/.dev  ## kill, overload, leave and time out a server of SmolLM2, and print the figures (about half an hour)
+	@$(BIN)/python -m pytest -q -n 0 -s -m slow tests/chaos --ignore tests/chaos/test_soak.py
+
+soak: $(VENV)/.dev  ## serve for MINUTES=30 at 70 % load, and print what grew
+	@SOAK_MINUTES="$(MINUTES)" $(BIN)/python -m pytest -q -n 0 -s -m slow tests/chaos/test_soak.py
 
 clean:  ## remove what was built, but not .venv
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
