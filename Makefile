@@ -11,11 +11,8 @@ HOST := 127.0.0.1
 PORT := 8000
 GRPC_PORT := 50051
 TESTS := tests
-<<<<<<< HEAD
 DEMO := runs/demo
-=======
 MINUTES := 30
->>>>>>> bbcb99b9a553b6a23732d8d987d5028dfe3664ae
 FUZZ_SECONDS := 600
 FUZZ_TARGETS := detokenizer stop_strings gguf_header safetensors_header
 
@@ -30,11 +27,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help serve test lint format format-check types proto proto-check docs damaged-files fuzz \
-<<<<<<< HEAD
-  kernels-report kernels-check sanitize bench demo-train demo-tokenizer clean
-=======
-  kernels-report kernels-check bench chaos soak clean
->>>>>>> bbcb99b9a553b6a23732d8d987d5028dfe3664ae
+  kernels-report kernels-check sanitize chaos soak bench demo-train demo-tokenizer clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -97,19 +90,17 @@ sanitize: $(VENV)/.dev  ## run the C++ kernels' tests with g++'s address and und
 bench: $(VENV)/.serve  ## measure MODEL with 1, 8 and 32 streams
 	@$(BIN)/polyserve bench throughput "$(MODEL)" --num-streams 1,8,32
 
-<<<<<<< HEAD
 demo-train: $(VENV)/.dev  ## from text of package registries to a served chat model, on two cores, into DEMO=runs/demo
 	@exec $(BIN)/python -m polyserve_benchmarks.demo_train --out "$(DEMO)"
 
 demo-tokenizer: $(VENV)/.dev  ## train a tokenizer of 256,000 tokens on the same packages' text, into DEMO=runs/demo
 	@exec $(BIN)/python -m polyserve_benchmarks.demo_train --large-tokenizer --out "$(DEMO)"
-=======
+
 chaos: $(VENV)/.dev  ## kill, overload, leave and time out a server of SmolLM2, and print the figures (about half an hour)
 	@$(BIN)/python -m pytest -q -n 0 -s -m slow tests/chaos --ignore tests/chaos/test_soak.py
 
 soak: $(VENV)/.dev  ## serve for MINUTES=30 at 70 % load, and print what grew
 	@SOAK_MINUTES="$(MINUTES)" $(BIN)/python -m pytest -q -n 0 -s -m slow tests/chaos/test_soak.py
->>>>>>> bbcb99b9a553b6a23732d8d987d5028dfe3664ae
 
 clean:  ## remove what was built, but not .venv
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
