@@ -12,6 +12,7 @@ DTYPES = ("bfloat16", "float32", "float16")
 QUANTIZATIONS = ("auto", "none", "int8", "int4")
 DEVICES = ("auto", "cpu", "cuda")
 GRAMMAR_TIMEOUT_MS = 500
+TOOL_CALL_PARSERS = ("auto", "none", "hermes", "llama3", "mistral", "mistral-args", "gemma")
 KV_CACHE_DTYPES = ("auto", *DTYPES, "int8", "fp8")
 
 
@@ -109,6 +110,9 @@ class ServerConfig:
     tls_cert: str | None = option(None, "certificate in PEM, for HTTPS and gRPC over TLS; needs --tls-key")
     tls_key: str | None = option(None, "its private key in PEM, without a password")
     cors_origins: list[str] = option([], "origins whose web pages may call, such as https://example.org; default: none")
+    tool_call_parser: str = option(
+        "auto", "how the model writes calls of functions; auto: as its chat template tells", choices=TOOL_CALL_PARSERS
+    )
     max_logprobs: int = option(20, "most alternatives a request may ask for at each token")
     grammar_timeout_ms: int = option(GRAMMAR_TIMEOUT_MS, "processor time that compiling a request's grammar may take")
     step_timeout: float = option(60.0, "seconds after which an engine that is silent is stuck, and is started again")
@@ -117,6 +121,7 @@ class ServerConfig:
     log_level: str = option("info", "least important lines to log", choices=("debug", "info", "warning", "error"))
 
     def __post_init__(self) -> None:
+        _check_choices(self, "tool_call_parser", TOOL_CALL_PARSERS)
         _check_choices(self, "log_level", ("debug", "info", "warning", "error"))
         if self.grammar_timeout_ms < 1:
             raise ValueError(f"grammar_timeout_ms must be at least 1, got {self.grammar_timeout_ms}")

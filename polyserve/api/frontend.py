@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from polyserve.api.conversation import Conversation
@@ -21,6 +21,10 @@ from polyserve.api.metrics import Metrics
 from polyserve.errors import EngineDead, InvalidRequest, ModelNotFound
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.async_llm import AsyncLLM, ChoiceDelta
+from polyserve.tools.calls import Calls
+from polyserve.tools.definition import ToolUse
+from polyserve.tools.formats import choose_format
+from polyserve.tools.parser import CallParser
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class Admitted:
     params: SamplingParams
     arrived: float  # monotonic seconds, before tokenising
     tenant: str | None = None  # whose API key it came with, where keys are required
+    calls: Calls | None = None  # that its answers may make
 
     @property
     def num_choices(self) -> int:
@@ -67,13 +72,25 @@ class Usage:
 class Frontend:
     """One served model, as both protocols see it."""
 
-    def __init__(self, llm: AsyncLLM, *, model_names: Sequence[str], limits: Limits | None = None) -> None:
-        """model_names: what clients may call the model; responses carry the first."""
+    def __init__(
+        self,
+        llm: AsyncLLM,
+        *,
+        model_names: Sequence[str],
+        limits: Limits | None = None,
+        tool_call_parser: str = "auto",
+    ) -> None:
+        """model_names: what clients may call the model; responses carry the first.
+
+        tool_call_parser: how the model writes calls of functions, one of `TOOL_CALL_PARSERS`.
+        """
         self.llm = llm
         self.limits = limits or Limits()
         self.model_names = tuple(model_names)
         self.created = int(time.time())
         self.metrics = Metrics(llm)
+        template = llm.tokenizer.chat_template
+        self._call_format = choose_format(tool_call_parser, None if template is None else template.source)
 
     @property
     def model_name(self) -> str:
@@ -124,18 +141,29 @@ class Frontend:
         conversation: Conversation,
         options: Mapping[str, Any],
         *,
+        use: ToolUse | None = None,
         renamed: Mapping[str, str] | None = None,
         tenant: str | None = None,
     ) -> Admitted:
-        """Check a chat request. `renamed` is as for `admit_prompts`."""
+        """Check a chat request. `use`: what it may call. `renamed` is as for `admit_prompts`."""
         arrived = time.monotonic()
+        calls = None
         with naming({"prompt": "messages", **(renamed or {})}):
+            if use is not None:
+                calls = Calls.of(use, self._call_format)
+                options = calls.guide(options, self.llm.tokenizer)
+                conversation = replace(conversation, tools=use.tools)
+        with naming(
+            {"prompt": "messages", **(renamed or {}), **({} if calls is None else {"guided_grammar": "tools"})}
+        ):
             params = self._sampling_params({"max_tokens": None, **options})
             self.limits.check_length(conversation.num_bytes, max_model_len=self.llm.max_model_len)
             await self.llm.check_grammar(params)
             prompt = await self.read_conversation(conversation)
             self.llm.check(prompt.token_ids, params)
-        return Admitted(request_id=request_id, prompts=[prompt], params=params, arrived=arrived, tenant=tenant)
+        return Admitted(
+            request_id=request_id, prompts=[prompt], params=params, arrived=arrived, tenant=tenant, calls=calls
+        )
 
     def _sampling_params(self, options: Mapping[str, Any], *, scores_prompt: bool = False) -> SamplingParams:
         params = SamplingParams(**options)
@@ -160,6 +188,7 @@ class Frontend:
             [message.for_template() for message in messages],
             add_generation_prompt=conversation.adds_generation_prompt,
             continue_final_message=conversation.continue_final_message,
+            tools=[tool.for_template() for tool in conversation.tools] or None,
         )
         return await self.read_prompt(text, add_special_tokens=add_special_tokens)
 
@@ -189,12 +218,15 @@ class Frontend:
 
     async def _run_prompt(self, request: Admitted, index: int) -> AsyncGenerator[ChoiceDelta, None]:
         prompt, params = request.prompts[index], request.params
-        stream = self.llm.generate(f"{request.request_id}-{index}", prompt.token_ids, params)
+        calls = request.calls
+        shown_ids = frozenset() if calls is None else calls.shown_ids(self.llm.tokenizer)
+        parsers = [] if calls is None else [calls.parser() for _ in range(params.n)]
+        stream = self.llm.generate(f"{request.request_id}-{index}", prompt.token_ids, params, shown_ids=shown_ids)
         with self.metrics.request(request.arrived, len(prompt.token_ids), params.n) as record:
             async with aclosing(stream) as deltas:
                 async for delta in deltas:
                     record.delta(delta)
-                    yield delta
+                    yield with_calls(delta, parsers[delta.choice]) if parsers else delta
 
     async def _run_scored(self, request: Admitted, index: int) -> AsyncGenerator[ChoiceDelta, None]:
         """The same, with what comes before the prompt's log-probabilities held back behind them."""
@@ -208,6 +240,18 @@ class Frontend:
                 for earlier in held or ():
                     yield earlier
                 held = None
+
+
+def with_calls(delta: ChoiceDelta, parser: CallParser) -> ChoiceDelta:
+    """The delta with what of its text are calls of functions told apart."""
+    found = parser.push(delta.text)
+    text, calls, reason = found.text, found.calls, delta.finish_reason
+    if reason is not None:
+        rest = parser.flush(cut=reason == "length" or isinstance(delta.stop_reason, str))
+        text, calls = text + rest.text, calls + rest.calls
+        if reason == "stop" and parser.has_called:
+            reason = "tool_calls"
+    return replace(delta, text=text, calls=calls, finish_reason=reason)
 
 
 @contextmanager

@@ -69,7 +69,12 @@ async def _run(
     if llm is None:
         return EXIT_STOPPED
     try:
-        frontend = Frontend(llm, model_names=server.served_model_name or [engine.model], limits=protection.limits)
+        frontend = Frontend(
+            llm,
+            model_names=server.served_model_name or [engine.model],
+            limits=protection.limits,
+            tool_call_parser=server.tool_call_parser,
+        )
         return await serve(frontend, *sockets, stop, host=server.host, announce=say, protection=protection)
     finally:
         await llm.close()

@@ -14,10 +14,10 @@ in the next one; when there is none any more, each ends with EngineDead. Never i
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from polyserve.config import GRAMMAR_TIMEOUT_MS, EngineConfig
 from polyserve.errors import EngineDead, InvalidRequest, PolyServeError
@@ -32,6 +32,7 @@ from polyserve.service.messages import Abort, Add, EngineStats, Outputs, Ready
 from polyserve.service.supervisor import STEP_TIMEOUT_S, Supervisor
 from polyserve.tokenizer.base import Tokenizer
 from polyserve.tokenizer.load import load_tokenizer
+from polyserve.tools.parser import CallDelta
 
 log = get_logger(__name__)
 T = TypeVar("T")
@@ -47,10 +48,11 @@ class ChoiceDelta:
     text: str
     token_ids: list[int]
     logprobs: list[LogprobEntry] | None
-    finish_reason: FinishReason | None
+    finish_reason: FinishReason | Literal["tool_calls"] | None
     stop_reason: int | str | None
     prompt_logprobs: list[LogprobEntry | None] | None  # with the first delta of choice 0, if asked for
     num_cached_tokens: int
+    calls: list[CallDelta] = field(default_factory=list)  # of functions; `text` is without them
 
 
 class AsyncLLM:
@@ -132,6 +134,7 @@ class AsyncLLM:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: list[dict[str, object]] | None = None,
     ) -> str:
         """The prompt of a conversation. Encode it with `add_special_tokens=False`: the template writes them itself."""
         return await self._off_the_loop(
@@ -140,6 +143,7 @@ class AsyncLLM:
                 messages,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
+                tools=tools,
             )
         )
 
@@ -161,16 +165,24 @@ class AsyncLLM:
         await self._grammars.check(params)
 
     async def generate(
-        self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        shown_ids: frozenset[int] = frozenset(),
     ) -> AsyncGenerator[ChoiceDelta, None]:
         """The answer to a prompt as it comes, its choices in any order. Leaving it (`aclose`, cancellation) aborts it.
 
+        shown_ids: special tokens whose text is given out all the same.
         Raises what `check` does, InvalidRequest if the engine can never hold it, InternalError if the engine gives it
         up, EngineDead if the engine ends.
         """
         self.check(prompt_ids, params)
         stream = self._open(request_id)
-        texts = {choice: SequenceText(self.tokenizer, params) for choice in range(params.n)}  # those that go on
+        texts = {  # of those that go on
+            choice: SequenceText(self.tokenizer, params, shown_ids=shown_ids) for choice in range(params.n)
+        }
         try:
             self._engine.send(Add(admit(request_id, prompt_ids, params)))
             while texts:

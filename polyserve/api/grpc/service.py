@@ -20,6 +20,7 @@ from polyserve.api.grpc.convert import (
     prompt_event,
     refuse_unknown,
     sampling_options,
+    tool_use,
     usage_event,
 )
 from polyserve.api.keys import KeyRing
@@ -64,7 +65,11 @@ class PolyServeService(PolyServeServicer):
             self._frontend.check_model(request.model or None)
             options = sampling_options(request.params)
             admitted = await self._frontend.admit_chat(
-                f"chat-{uuid.uuid4().hex}", conversation(request), options, tenant=self._tenant(context)
+                f"chat-{uuid.uuid4().hex}",
+                conversation(request),
+                options,
+                use=tool_use(request),
+                tenant=self._tenant(context),
             )
             async with aclosing(self._events(admitted, pb.ChatResponse)) as events:
                 async for event in events:
