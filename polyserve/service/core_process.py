@@ -44,6 +44,7 @@ from polyserve.service.messages import (
     Outputs,
     Ready,
     Refusal,
+    SetLogLevel,
     Start,
 )
 
@@ -81,7 +82,7 @@ def main(make_engine: Callable[[EngineConfig], "Engine"] = load_engine) -> int:
     if not line:
         return 0  # the front ended before it said anything
     start = msgspec.json.decode(line, type=Start)
-    set_up_logging(start.log_level)
+    set_up_logging(start.log_level, start.log_format)
     threading.Thread(target=_end_with_the_front, args=(Path(start.socket),), name="lifeline", daemon=True).start()
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
         for option in (zmq.SNDHWM, zmq.RCVHWM):
@@ -178,6 +179,8 @@ class CoreLoop:
                     adds[request.request_id] = front, request
                 case Heard(num_outputs):
                     self._unheard[front] -= num_outputs
+                case SetLogLevel(level):
+                    set_up_logging(level)
                 case Abort(request_id, choice):
                     if choice is None:
                         adds.pop(request_id, None)

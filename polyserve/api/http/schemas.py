@@ -84,6 +84,7 @@ class GenerationBody(Body):
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
     cache_salt: str | None = None
+    priority: int | None = None
     return_token_ids: bool | None = None
     """Give the ids of the prompt (`prompt_token_ids`) and of the answer (`token_ids`) as well."""
     guided_json: Schema | None = None
