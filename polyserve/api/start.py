@@ -91,6 +91,7 @@ async def _run(
             llm,
             model_names=server.served_model_name or [engine.model],
             limits=protection.limits,
+            tool_call_parser=server.tool_call_parser,
             request_timeout_s=server.request_timeout,
             metrics_compat=server.metrics_compat,
         )
