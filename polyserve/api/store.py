@@ -17,7 +17,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from polyserve.api.conversation import Message
+from polyserve.api.conversation import Message, ToolCall
 from polyserve.api.metadata import check_metadata
 from polyserve.errors import InvalidRequest, NotFound, SettingsError
 from polyserve.request import FinishReason
@@ -42,8 +42,9 @@ CREATE TABLE IF NOT EXISTS metadata (
 @dataclass(frozen=True, slots=True)
 class StoredChoice:
     content: str
-    finish_reason: FinishReason
+    finish_reason: FinishReason | Literal["tool_calls"]
     stop_reason: int | str | None
+    tool_calls: list[ToolCall] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from polyserve.api.grpc.convert import (
     pooling,
     prompt_event,
     sampling_options,
+    tool_use,
     usage_event,
 )
 from polyserve.api.grpc.stored import StoredCompletionCalls
@@ -64,6 +65,7 @@ class PolyServeService(StoredCompletionCalls):
                 f"chat-{uuid.uuid4().hex}",
                 asked,
                 options,
+                use=tool_use(request),
                 tenant=self._tenant(context),
                 timeout_s=context.time_remaining(),
             )
