@@ -26,7 +26,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint format format-check types proto proto-check docs damaged-files fuzz \
+.PHONY: help serve test lint format format-check types proto proto-check docs damaged-files fuzz fuzz-api \
   kernels-report kernels-check sanitize chaos soak bench demo-train demo-tokenizer clean
 
 help:  ## print this list
@@ -58,6 +58,9 @@ proto-check: $(VENV)/.dev  ## see that the committed gRPC code is what `make pro
 
 docs: $(VENV)/.dev  ## write docs/api.md again after a change of what clients may send
 	@$(BIN)/python -m polyserve.api.reference
+
+fuzz-api: $(VENV)/.dev  ## send a real server 100 generated requests of every HTTP operation: no 5xx, nothing undocumented
+	@$(BIN)/python -m pytest -q -m slow tests/api/test_fuzz.py
 
 damaged-files: $(VENV)/.dev  ## load 2,000 damaged GGUF and 200 damaged safetensors files: one clear line each
 	@$(BIN)/python -m pytest -q -n 0 -m slow tests/model/test_damaged_files.py
