@@ -3,9 +3,11 @@
     ports taken -> engine told to load -> what answers is imported -> engine loaded -> server.py -> engine ends
 Ports are taken before the model is loaded, so that one in use is noticed at once; early HTTP clients wait.
 The engine process comes before the imports: its own, of torch, take longer than all that this process does meanwhile.
-gRPC comes after it: its threads and forking do not go together.
+gRPC comes after it: its threads and forking do not go together. An engine that is started again runs another program at
+once, so that gRPC's own care for forks is not needed, and would be in the way.
 """
 
+import os
 import resource
 import socket
 import sys
@@ -41,6 +43,7 @@ async def run(
     """
     protection = Protection.from_config(server, limits or Limits())
     stop = Stop()
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # read when grpc is imported
     _allow_descriptors()
     try:
         with (
@@ -73,7 +76,11 @@ async def _run(
     from polyserve.service.async_llm import AsyncLLM
 
     joining = AsyncLLM.join(
-        *started, chat_template=server.chat_template, max_logprobs=server.max_logprobs, admission=admission
+        *started,
+        chat_template=server.chat_template,
+        max_logprobs=server.max_logprobs,
+        admission=admission,
+        grammar_timeout_ms=server.grammar_timeout_ms,
     )
     llm = await unless(stop.asked, joining)
     if llm is None:
@@ -84,7 +91,9 @@ async def _run(
             llm,
             model_names=server.served_model_name or [engine.model],
             limits=protection.limits,
+            tool_call_parser=server.tool_call_parser,
             request_timeout_s=server.request_timeout,
+            metrics_compat=server.metrics_compat,
         )
         with reloading_at_hangup(protection.keys.reload, partial(_set_log_level, llm, server.log_level_file)):
             return await serve(
@@ -95,6 +104,7 @@ async def _run(
                 announce=say,
                 drain_timeout_s=server.drain_timeout,
                 protection=protection,
+                access_log=server.access_log,
             )
     finally:
         await llm.close()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def describe(recipe: Recipe, tokenizer: Tokenizer) -> Described:
         path = resolve(recipe.model.path) / "config.json"
         if not path.is_file():
             raise TrainingError(f"model.path: {recipe.model.path}: only folders with a config.json can be trained")
-        hf_config = json.loads(path.read_text(encoding="utf-8"))
+        hf_config = json.loads(path.read_text(encoding="utf-8")) | _generation(path.parent)
     family = FAMILIES.get(str(hf_config.get("model_type")))
     if family is None:
         raise TrainingError(f"model.path: model type {hf_config.get('model_type')!r} is not supported")
@@ -66,6 +67,13 @@ def describe(recipe: Recipe, tokenizer: Tokenizer) -> Described:
             f"batch.context: {recipe.batch.context} is more than the model's {config.max_len} positions"
         )
     return Described(hf_config, config)
+
+
+def _generation(folder: Path) -> dict[str, Any]:
+    """Which tokens end an answer, where a folder says it beside its config.json, as a server would see it."""
+    path = folder / "generation_config.json"
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {"eos_token_id": values["eos_token_id"]} if values.get("eos_token_id") is not None else {}
 
 
 def hf_config_of(model: ModelRecipe, tokenizer: Tokenizer, *, context: int) -> dict[str, Any]:
