@@ -24,6 +24,10 @@ from polyserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, Model
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.admission import Ticket
 from polyserve.service.async_llm import AsyncLLM, ChoiceDelta
+from polyserve.tools.calls import Calls
+from polyserve.tools.definition import ToolUse
+from polyserve.tools.formats import choose_format
+from polyserve.tools.parser import CallParser
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class Admitted:
     arrived: float  # monotonic seconds, before tokenising
     deadline: float  # monotonic seconds
     tenant: str | None = None  # whose API key it came with, where keys are required
+    calls: Calls | None = None  # that its answers may make
 
     @property
     def num_choices(self) -> int:
@@ -84,9 +89,15 @@ class Frontend:
         *,
         model_names: Sequence[str],
         limits: Limits | None = None,
+        tool_call_parser: str = "auto",
         request_timeout_s: float = math.inf,
+        metrics_compat: str = "none",
     ) -> None:
-        """model_names: what clients may call the model; responses carry the first."""
+        """model_names: what clients may call the model; responses carry the first.
+
+        tool_call_parser: how the model writes calls of functions, one of `TOOL_CALL_PARSERS`.
+        metrics_compat: none or vllm.
+        """
         self.llm = llm
         self.request_timeout_s = request_timeout_s
         self.draining = False
@@ -96,7 +107,9 @@ class Frontend:
         self.limits = limits or Limits()
         self.model_names = tuple(model_names)
         self.created = int(time.time())
-        self.metrics = Metrics(llm)
+        self.metrics = Metrics(llm, model_name=self.model_name, vllm_names=metrics_compat == "vllm")
+        template = llm.tokenizer.chat_template
+        self._call_format = choose_format(tool_call_parser, None if template is None else template.source)
 
     @property
     def model_name(self) -> str:
@@ -133,19 +146,22 @@ class Frontend:
         options: Mapping[str, Any],
         *,
         echo: bool = False,
+        renamed: Mapping[str, str] | None = None,
         tenant: str | None = None,
         timeout_s: float | None = None,
     ) -> Admitted:
         """Check a completion. `options` are those fields of SamplingParams that the client gave.
 
+        renamed: what the protocol calls some of the options, for errors that name them.
         timeout_s: how long it may take, if that is less than this server's own limit.
         """
-        async with self._admitting(timeout_s) as (arrived, deadline):
+        async with self._admitting(timeout_s, renamed or {}) as (arrived, deadline):
             params = self._sampling_params(options, scores_prompt=echo)
             self.limits.check_prompts(prompts, params)
             for text in prompts:
                 if isinstance(text, str):
                     self.limits.check_length(len(text.encode(errors="replace")), max_model_len=self.llm.max_model_len)
+            await self.llm.check_grammar(params)
             read = [await self.read_prompt(prompt) for prompt in prompts]
             for prompt in read:
                 self.llm.check(prompt.token_ids, params)
@@ -159,34 +175,51 @@ class Frontend:
         conversation: Conversation,
         options: Mapping[str, Any],
         *,
+        use: ToolUse | None = None,
         renamed: Mapping[str, str] | None = None,
         tenant: str | None = None,
         timeout_s: float | None = None,
     ) -> Admitted:
-        """Check a chat request. `renamed`: what the protocol calls some of the options, for errors that name them."""
+        """Check a chat request. `use`: what it may call. Otherwise as `admit_prompts`."""
         names = {"prompt": "messages", **(renamed or {})}
-        async with self._admitting(timeout_s) as (arrived, deadline):
+        calls = None
+        if use is not None:
             with naming(names):
-                params = self._sampling_params({"max_tokens": None, **options})
-                self.limits.check_length(conversation.num_bytes, max_model_len=self.llm.max_model_len)
-                prompt = await self.read_conversation(conversation)
-                self.llm.check(prompt.token_ids, params)
+                calls = Calls.of(use, self._call_format)
+                options = calls.guide(options, self.llm.tokenizer)
+            conversation = replace(conversation, tools=use.tools)
+            names["guided_grammar"] = "tools"
+        async with self._admitting(timeout_s, names) as (arrived, deadline):
+            params = self._sampling_params({"max_tokens": None, **options})
+            self.limits.check_length(conversation.num_bytes, max_model_len=self.llm.max_model_len)
+            await self.llm.check_grammar(params)
+            prompt = await self.read_conversation(conversation)
+            self.llm.check(prompt.token_ids, params)
         return Admitted(
-            request_id=request_id, prompts=[prompt], params=params, arrived=arrived, deadline=deadline, tenant=tenant
+            request_id=request_id,
+            prompts=[prompt],
+            params=params,
+            arrived=arrived,
+            deadline=deadline,
+            tenant=tenant,
+            calls=calls,
         )
 
     @asynccontextmanager
-    async def _admitting(self, timeout_s: float | None) -> AsyncIterator[tuple[float, float]]:
-        """The time of arrival and the deadline, which also ends what is done inside."""
-        self._check_open()
-        self.llm.admission.check_room()
-        arrived = time.monotonic()
-        limit_s = self.request_timeout_s if timeout_s is None else min(timeout_s, self.request_timeout_s)
-        try:
-            async with asyncio.timeout(limit_s if limit_s < math.inf else None):
-                yield arrived, arrived + limit_s
-        except TimeoutError:
-            raise DeadlineExceeded(f"the request was not read in {limit_s:g} s, the time it was given") from None
+    async def _admitting(
+        self, timeout_s: float | None, renamed: Mapping[str, str]
+    ) -> AsyncIterator[tuple[float, float]]:
+        """The time of arrival and the deadline, which also ends what is done inside. `naming` is for its errors."""
+        with self.metrics.refusals(), naming(renamed):
+            self._check_open()
+            self.llm.admission.check_room()
+            arrived = time.monotonic()
+            limit_s = self.request_timeout_s if timeout_s is None else min(timeout_s, self.request_timeout_s)
+            try:
+                async with asyncio.timeout(limit_s if limit_s < math.inf else None):
+                    yield arrived, arrived + limit_s
+            except TimeoutError:
+                raise DeadlineExceeded(f"the request was not read in {limit_s:g} s, the time it was given") from None
 
     def _sampling_params(self, options: Mapping[str, Any], *, scores_prompt: bool = False) -> SamplingParams:
         params = SamplingParams(**options)
@@ -211,6 +244,7 @@ class Frontend:
             [message.for_template() for message in messages],
             add_generation_prompt=conversation.adds_generation_prompt,
             continue_final_message=conversation.continue_final_message,
+            tools=[tool.for_template() for tool in conversation.tools] or None,
         )
         return await self.read_prompt(text, add_special_tokens=add_special_tokens)
 
@@ -253,12 +287,13 @@ class Frontend:
         admission = self.llm.admission
         tickets: list[Ticket] = []
         try:
-            for prompt in request.prompts:
-                length = len(prompt.token_ids)
-                num_characters = length if prompt.text is None else len(prompt.text)
-                tickets.append(
-                    admission.reserve(length, request.params, tenant=request.tenant, num_characters=num_characters)
-                )
+            with self.metrics.refusals():
+                for prompt in request.prompts:
+                    length = len(prompt.token_ids)
+                    num_characters = length if prompt.text is None else len(prompt.text)
+                    tickets.append(
+                        admission.reserve(length, request.params, tenant=request.tenant, num_characters=num_characters)
+                    )
             yield tickets
         finally:
             for ticket in tickets:
@@ -267,12 +302,21 @@ class Frontend:
     async def _run_prompt(self, request: Admitted, index: int, ticket: Ticket) -> AsyncGenerator[ChoiceDelta, None]:
         prompt, params = request.prompts[index], request.own_params()
         request_id = f"{request.request_id}-{index}"
-        stream = self.llm.generate(request_id, prompt.token_ids, params, ticket=ticket, deadline=request.deadline)
-        with self.metrics.request(request.arrived, len(prompt.token_ids), params.n) as record:
+        calls = request.calls
+        parsers = [] if calls is None else [calls.parser() for _ in range(params.n)]
+        stream = self.llm.generate(
+            request_id,
+            prompt.token_ids,
+            params,
+            ticket=ticket,
+            deadline=request.deadline,
+            shown_ids=frozenset() if calls is None else calls.shown_ids(self.llm.tokenizer),
+        )
+        with self.metrics.request(request.arrived, prompt.text, ticket) as record:
             async with aclosing(stream) as deltas:
                 async for delta in deltas:
                     record.delta(delta)
-                    yield delta
+                    yield with_calls(delta, parsers[delta.choice]) if parsers else delta
 
     async def _run_scored(self, request: Admitted, index: int, ticket: Ticket) -> AsyncGenerator[ChoiceDelta, None]:
         """The same, with what comes before the prompt's log-probabilities held back behind them."""
@@ -286,6 +330,18 @@ class Frontend:
                 for earlier in held or ():
                     yield earlier
                 held = None
+
+
+def with_calls(delta: ChoiceDelta, parser: CallParser) -> ChoiceDelta:
+    """The delta with what of its text are calls of functions told apart."""
+    found = parser.push(delta.text)
+    text, calls, reason = found.text, found.calls, delta.finish_reason
+    if reason is not None:
+        rest = parser.flush(cut=reason == "length" or isinstance(delta.stop_reason, str))
+        text, calls = text + rest.text, calls + rest.calls
+        if reason == "stop" and parser.has_called:
+            reason = "tool_calls"
+    return replace(delta, text=text, calls=calls, finish_reason=reason)
 
 
 @contextmanager

@@ -76,7 +76,11 @@ async def _run(
     from polyserve.service.async_llm import AsyncLLM
 
     joining = AsyncLLM.join(
-        *started, chat_template=server.chat_template, max_logprobs=server.max_logprobs, admission=admission
+        *started,
+        chat_template=server.chat_template,
+        max_logprobs=server.max_logprobs,
+        admission=admission,
+        grammar_timeout_ms=server.grammar_timeout_ms,
     )
     llm = await unless(stop.asked, joining)
     if llm is None:
@@ -87,7 +91,9 @@ async def _run(
             llm,
             model_names=server.served_model_name or [engine.model],
             limits=protection.limits,
+            tool_call_parser=server.tool_call_parser,
             request_timeout_s=server.request_timeout,
+            metrics_compat=server.metrics_compat,
         )
         with reloading_at_hangup(protection.keys.reload, partial(_set_log_level, llm, server.log_level_file)):
             return await serve(

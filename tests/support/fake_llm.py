@@ -5,8 +5,8 @@ many tokens as REPLY has. Log-probabilities are `logprob_of(token, position)`, a
 embedding is `vector_of` it. What goes on can be disturbed:
     live            ids of requests that are being served        aborted     ids of those that were left before the end
     hold(n)         every request waits after n tokens           fail(n, e)  every request raises `e` after n tokens
-    release()       they go on
-    die()           there is no engine any more                  seen        params of every request, in order
+    release()       they go on                               reply       what is answered instead of REPLY
+    die()           there is no engine any more              seen        params of every request, in order
     progressing     False: the engine is being started again
 Made and used on one event loop; what a test reads or sets from another thread are plain attributes.
 """
@@ -19,6 +19,7 @@ from typing import cast
 
 from polyserve.api.frontend import Frontend
 from polyserve.api.limits import Limits
+from polyserve.engine.grammar import byte_tokenizer, compile_grammar
 from polyserve.errors import DeadlineExceeded, EngineDead
 from polyserve.output import SequenceText, prompt_logprob_entries
 from polyserve.pooling import Pooling, unit_length
@@ -80,6 +81,7 @@ class FakeLLM:
         self.dead = asyncio.Event()
         self.live: set[str] = set()
         self.progressing = True
+        self.num_restarts = 0
         self.admission = Admission(
             AdmissionConfig(), max_num_seqs=64, vocab_size=VOCAB_SIZE, max_model_len=MAX_MODEL_LEN
         )
@@ -87,6 +89,7 @@ class FakeLLM:
 
     def reset(self) -> None:
         """Forget what was seen and what was asked for."""
+        self.reply = REPLY
         self.aborted: list[str] = []
         self.seen: list[SamplingParams] = []
         self._hold_after: int | None = None
@@ -124,9 +127,13 @@ class FakeLLM:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: list[dict[str, object]] | None = None,
     ) -> str:
         return self.tokenizer.render_chat(
-            messages, add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
         )
 
     def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
@@ -138,12 +145,17 @@ class FakeLLM:
             max_logprobs=self.max_logprobs,
         )
 
+    async def check_grammar(self, params: SamplingParams) -> None:
+        if params.grammar_field is not None:
+            compile_grammar(params, byte_tokenizer())
+
     async def generate(
         self,
         request_id: str,
         prompt_ids: Sequence[int],
         params: SamplingParams,
         *,
+        shown_ids: frozenset[int] = frozenset(),
         ticket: Ticket | None = None,
         deadline: float = math.inf,
     ) -> AsyncGenerator[ChoiceDelta, None]:
@@ -158,7 +170,7 @@ class FakeLLM:
             while texts:
                 await self._disturb(position, deadline)
                 for choice in sorted(texts, reverse=True):  # their order is nothing to rely on
-                    output = next_output(request_id, choice, position, prompt_ids, params)
+                    output = next_output(request_id, choice, position, prompt_ids, params, reply=self.reply.encode())
                     delta = texts[choice].push(output)
                     if delta.finish_reason is not None:
                         del texts[choice]
@@ -210,10 +222,9 @@ class FakeLLM:
 
 
 def next_output(
-    request_id: str, choice: int, position: int, prompt_ids: Sequence[int], params: SamplingParams
+    request_id: str, choice: int, position: int, prompt_ids: Sequence[int], params: SamplingParams, *, reply: bytes
 ) -> SequenceOutput:
     """What the engine sends for the answer's token at `position`."""
-    reply = REPLY.encode()
     ended = position == len(reply) and not params.ignore_eos
     token_id = EOS if position == len(reply) else reply[(position + (params.seed or 0) + choice) % len(reply)]
     stops = ended or token_id in params.stop_token_ids
