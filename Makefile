@@ -29,8 +29,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint format format-check types proto proto-check docs udhr damaged-files fuzz fuzz-api \
-  kernels-report kernels-check sanitize chaos soak bench demo-train demo-tokenizer clean
+.PHONY: help serve test structured beams lint format format-check types proto proto-check docs udhr damaged-files \
+  fuzz fuzz-api kernels-report kernels-check sanitize chaos soak bench demo-train demo-tokenizer clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ serve: $(VENV)/.serve  ## serve MODEL=smollm2 on HOST=127.0.0.1, PORT=8000 (HTTP
 
 test: $(VENV)/.dev  ## run the tests, or those under TESTS=tests/...
 	@$(BIN)/python -m pytest -q -m "not slow" --numprocesses 2 $(TESTS)
+
+structured: $(VENV)/.dev  ## hold 200 schemas, 30 expressions and 40 hostile grammars against SmolLM2 (half an hour)
+	@$(BIN)/python -m pytest -q -s -m slow tests/test_structured_output.py
 
 lint: $(VENV)/.dev  ## look for faults
 	@$(BIN)/ruff check .

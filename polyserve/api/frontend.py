@@ -309,8 +309,8 @@ class Frontend:
                 vector = await self.llm.embed(
                     request_id, prompt.token_ids, pooling=pooling, ticket=ticket, deadline=request.deadline
                 )
-                record.pooled()
-                return vector
+                record.vector()
+            return vector
 
         with self._running(), self._places(request) as tickets:
             tasks = [asyncio.create_task(compute(index, ticket)) for index, ticket in enumerate(tickets)]

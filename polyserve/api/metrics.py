@@ -183,10 +183,10 @@ class Record:
                 if self._last:
                     metrics.decoding.observe(now - self._first)
 
-    def pooled(self) -> None:
-        """Count a vector, which is all of an answer."""
-        self._metrics.ended.labels("stop").inc(self.num_open)
+    def vector(self) -> None:
+        """The prompt's vector has come, and nothing follows."""
         self.num_open = 0
+        self._metrics.ended.labels("stop").inc()
         self._metrics.whole_request.observe(time.monotonic() - self._arrived)
 
     def _time_tokens(self, choice: int, num_tokens: int, now: float) -> None:

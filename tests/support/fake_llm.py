@@ -5,9 +5,10 @@ many tokens as REPLY has. Log-probabilities are `logprob_of(token, position)`, a
 embedding is `vector_of` it. What goes on can be disturbed:
     live            ids of requests that are being served        aborted     ids of those that were left before the end
     hold(n)         every request waits after n tokens           fail(n, e)  every request raises `e` after n tokens
-    release()       they go on                               reply       what is answered instead of REPLY
-    die()           there is no engine any more              seen        params of every request, in order
-    progressing     False: the engine is being started again embedded    token ids and pooling of every vector
+    release()       they go on
+    die()           there is no engine any more                  seen        params of every request, in order
+    progressing     False: the engine is being started again     embedded    token ids and pooling of every vector
+    reply           what is answered instead of REPLY
 Made and used on one event loop; what a test reads or sets from another thread are plain attributes.
 """
 

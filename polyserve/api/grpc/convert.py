@@ -97,25 +97,6 @@ def _message(position: int, message: pb.ChatMessage) -> Message:
     )
 
 
-def embed_inputs(request: pb.EmbedRequest) -> list[str | list[int]]:
-    """The texts or token ids. Raises InvalidRequest for one that is neither."""
-    inputs: list[str | list[int]] = []
-    for position, one in enumerate(request.inputs):
-        kind = one.WhichOneof("input")
-        if kind is None:
-            field = f"inputs[{position}]"
-            raise InvalidRequest(f"{field} must have one of text and token_ids", param=field)
-        inputs.append(one.text if kind == "text" else list(one.token_ids.ids))
-    return inputs
-
-
-def pooling(request: pb.EmbedRequest) -> Pooling | None:
-    """How hidden states become a vector. Raises InvalidRequest for a number that says nothing."""
-    if request.pooling not in POOLINGS:
-        raise InvalidRequest(f"pooling must be 'mean' or 'last', got {request.pooling}", param="pooling")
-    return POOLINGS[request.pooling]
-
-
 def tool_use(request: pb.ChatRequest) -> ToolUse | None:
     """What the model may call; None if nothing. Raises InvalidRequest."""
     choice = request.tool_choice
@@ -143,6 +124,25 @@ def _tool(position: int, tool: pb.Tool) -> Tool:
         field = f"tools[{position}].parameters"
         raise InvalidRequest(f"{field} must be a JSON schema of an object", param=field)
     return Tool(tool.name, description, parameters or None, tool.strict)
+
+
+def embed_inputs(request: pb.EmbedRequest) -> list[str | list[int]]:
+    """The texts or token ids. Raises InvalidRequest for one that is neither."""
+    inputs: list[str | list[int]] = []
+    for position, one in enumerate(request.inputs):
+        kind = one.WhichOneof("input")
+        if kind is None:
+            field = f"inputs[{position}]"
+            raise InvalidRequest(f"{field} must have one of text and token_ids", param=field)
+        inputs.append(one.text if kind == "text" else list(one.token_ids.ids))
+    return inputs
+
+
+def pooling(request: pb.EmbedRequest) -> Pooling | None:
+    """How hidden states become a vector. Raises InvalidRequest for a number that says nothing."""
+    if request.pooling not in POOLINGS:
+        raise InvalidRequest(f"pooling must be 'mean' or 'last', got {request.pooling}", param="pooling")
+    return POOLINGS[request.pooling]
 
 
 def prompt_event(request: Admitted, first: ChoiceDelta, tokenizer: Tokenizer) -> pb.Prompt:

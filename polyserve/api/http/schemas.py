@@ -146,14 +146,14 @@ class ChatBody(GenerationBody, ConversationBody):
     """Give the log-probability of each token."""
     top_logprobs: int | None = None
     """As well as this many of the likeliest tokens at each place; needs `logprobs`."""
-    store: bool | None = None
-    """Keep the conversation and its answer, to be retrieved by id; needs a server with `--store`."""
     tools: list[ToolBody] | None = None
     """Functions that the model may call; their arguments follow the schemas."""
     tool_choice: ToolChoice | None = None
     """`auto`: call functions or not, `none`, `required`: call one or more, or the one function that is to be called."""
     parallel_tool_calls: bool | None = None
     """Let one answer call several functions; default: yes."""
+    store: bool | None = None
+    """Keep the conversation and its answer, to be retrieved by id; needs a server with `--store`."""
     # metadata
     metadata: Annotated[dict[str, str] | None, ECHOED] = None
     service_tier: Annotated[
