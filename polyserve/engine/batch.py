@@ -34,8 +34,15 @@ class KnownSequence:
     params: SamplingParams
     edits: TokenEdits | None
     scores_prompt: bool  # log-probabilities of the prompt are wanted and not reported yet
-    pooler: Pooler | None
     block_table: list[int]
+    pooler: Pooler | None = None
+    num_candidates: int = 0  # that a beam may have to choose from; 0: it is none
+
+    def append(self, token_id: int) -> None:
+        """Take in the token that comes after those that are known."""
+        self.tokens.append(token_id)
+        if self.edits is not None:
+            self.edits.append(token_id)
 
 
 @dataclass(frozen=True, slots=True)
