@@ -403,8 +403,8 @@ def _age(seq: Sequence) -> int:
 
 
 def _donor_of(seq: Sequence, siblings: Iterable[Sequence]) -> tuple[Sequence, int] | None:
-    """Who of its request has stored tokens that `seq` begins with, and how many: all but the last of a beam that goes on
-    from another, else the prompt's but for its last."""
+    """Who of its request has stored tokens that `seq` begins with, and how many: all but the last of a beam that goes
+    on from another, else the prompt's but for its last."""
     stored = [sibling for sibling in siblings if sibling.prompt_stored]
     num_own = len(seq.tokens) - 1
     for sibling in stored:
