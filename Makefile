@@ -22,7 +22,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint format format-check types proto proto-check kernels-report kernels-check bench clean
+.PHONY: help serve test lint format format-check types proto proto-check docs kernels-report kernels-check bench clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ proto: $(VENV)/.dev  ## make the gRPC code again after a change of the .proto fi
 
 proto-check: $(VENV)/.dev  ## see that the committed gRPC code is what `make proto` makes
 	@$(BIN)/python -m polyserve_proto.generate --check
+
+docs: $(VENV)/.dev  ## write docs/api.md again after a change of what clients may send
+	@$(BIN)/python -m polyserve.api.reference
 
 kernels-report: $(VENV)/.dev  ## compile the GPU kernels (no GPU needed) and write what they became into kernels/
 	@$(BIN)/python -m polyserve_kernels.triton.report

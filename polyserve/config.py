@@ -11,6 +11,7 @@ from typing import Any
 DTYPES = ("bfloat16", "float32", "float16")
 QUANTIZATIONS = ("auto", "none", "int8", "int4")
 DEVICES = ("auto", "cpu", "cuda")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 KV_CACHE_DTYPES = ("auto", *DTYPES, "int8", "fp8")
 
 
@@ -43,6 +44,9 @@ class EngineConfig:
     )
     max_num_seqs: int = option(64, "most sequences that compute in one step")
     max_num_batched_tokens: int = option(512, "most tokens that one step computes; longer prompts go in chunks")
+    max_step_ms: float | None = option(
+        None, "longest a step may take while sequences wait for their next token: prompts go in smaller chunks then"
+    )
     block_size: int = option(16, "tokens in one block of the KV cache; divides 128, or is a multiple of it")
     kv_cache_dtype: str = option(
         "auto",
@@ -85,6 +89,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.max_step_ms is not None and not self.max_step_ms > 0:
+            raise ValueError(f"max_step_ms must be more than 0, got {self.max_step_ms}")
         if self.block_size < 1 or (128 % self.block_size and self.block_size % 128):
             raise ValueError(f"block_size must divide 128 (the key tile) or be a multiple of it, got {self.block_size}")
 
@@ -112,10 +118,11 @@ class ServerConfig:
     step_timeout: float = option(60.0, "seconds after which an engine that is silent is stuck, and is started again")
     request_timeout: float = option(600.0, "seconds that a request may take; clients can ask for less, not for more")
     drain_timeout: float = option(25.0, "seconds that running requests may take when the server is told to end")
-    log_level: str = option("info", "least important lines to log", choices=("debug", "info", "warning", "error"))
+    log_level: str = option("info", "least important lines to log", choices=LOG_LEVELS)
+    log_level_file: str | None = option(None, "a file that holds the level instead; SIGHUP reads it again")
 
     def __post_init__(self) -> None:
-        _check_choices(self, "log_level", ("debug", "info", "warning", "error"))
+        _check_choices(self, "log_level", LOG_LEVELS)
         for name in ("step_timeout", "request_timeout"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")

@@ -64,6 +64,7 @@ RANGES = {  # None, where a field allows it, lies in every range
     "seed": Range(-MAX_SEED - 1, MAX_SEED),
     "logprobs": Range(0, MAX_COUNT),
     "prompt_logprobs": Range(0, MAX_COUNT),
+    "priority": Range(-MAX_COUNT, MAX_COUNT),
 }
 BIAS = Range(-100.0, 100.0)  # of logit_bias
 
@@ -109,6 +110,7 @@ class SamplingParams:
     )
     prompt_logprobs: int | None = option(None, "the same for the tokens of the prompt; default: none")
     skip_special_tokens: bool = option(True, "leave special tokens out of the text")
+    priority: int = option(0, "whoever has the lower one is served first; blocks of the KV cache are kept by the lower")
     cache_salt: str | None = option(
         None, "share cached keys and values of the prompt only with requests that have the same salt"
     )

@@ -8,9 +8,10 @@ loop: tokenising and template rendering run in AsyncLLM's threads.
 """
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +19,9 @@ from polyserve.api.conversation import Conversation
 from polyserve.api.limits import Limits
 from polyserve.api.merge import merged
 from polyserve.api.metrics import Metrics
-from polyserve.errors import EngineDead, InvalidRequest, ModelNotFound
+from polyserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, ModelNotFound, NotReady
 from polyserve.sampling_params import SamplingParams
+from polyserve.service.admission import Ticket
 from polyserve.service.async_llm import AsyncLLM, ChoiceDelta
 
 
@@ -37,6 +39,7 @@ class Admitted:
     prompts: list[Prompt]
     params: SamplingParams
     arrived: float  # monotonic seconds, before tokenising
+    deadline: float  # monotonic seconds
     tenant: str | None = None  # whose API key it came with, where keys are required
 
     @property
@@ -67,9 +70,21 @@ class Usage:
 class Frontend:
     """One served model, as both protocols see it."""
 
-    def __init__(self, llm: AsyncLLM, *, model_names: Sequence[str], limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        llm: AsyncLLM,
+        *,
+        model_names: Sequence[str],
+        limits: Limits | None = None,
+        request_timeout_s: float = math.inf,
+    ) -> None:
         """model_names: what clients may call the model; responses carry the first."""
         self.llm = llm
+        self.request_timeout_s = request_timeout_s
+        self.draining = False
+        self._num_running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self.limits = limits or Limits()
         self.model_names = tuple(model_names)
         self.created = int(time.time())
@@ -86,10 +101,22 @@ class Frontend:
             message = f"the model {shortened(name)} is not served here; this server has {served}"
             raise ModelNotFound(message, param="model", code="model_not_found")
 
-    def check_alive(self) -> None:
-        """Raise EngineDead if nothing can be generated any more."""
+    def check_ready(self) -> None:
+        """Raise EngineDead or NotReady if a request would not be answered now."""
+        self._check_open()
+        if not self.llm.progressing:
+            raise NotReady("the engine does not answer; it is started again if need be", retry_after_s=1)
+
+    def _check_open(self) -> None:
+        """Raise EngineDead or NotReady if no more requests are taken in."""
         if self.llm.dead.is_set():
             raise EngineDead("the engine has ended; this server can answer no requests")
+        if self.draining:
+            raise NotReady("the server is about to end and takes no more requests", retry_after_s=1)
+
+    async def wait_idle(self) -> None:
+        """Wait until no request is being answered."""
+        await self._idle.wait()
 
     async def admit_prompts(
         self,
@@ -99,18 +126,24 @@ class Frontend:
         *,
         echo: bool = False,
         tenant: str | None = None,
+        timeout_s: float | None = None,
     ) -> Admitted:
-        """Check a completion. `options` are those fields of SamplingParams that the client gave."""
-        arrived = time.monotonic()
-        params = self._sampling_params(options, scores_prompt=echo)
-        self.limits.check_prompts(prompts, params)
-        for text in prompts:
-            if isinstance(text, str):
-                self.limits.check_length(len(text.encode(errors="replace")), max_model_len=self.llm.max_model_len)
-        read = [await self.read_prompt(prompt) for prompt in prompts]
-        for prompt in read:
-            self.llm.check(prompt.token_ids, params)
-        return Admitted(request_id=request_id, prompts=read, params=params, arrived=arrived, tenant=tenant)
+        """Check a completion. `options` are those fields of SamplingParams that the client gave.
+
+        timeout_s: how long it may take, if that is less than this server's own limit.
+        """
+        async with self._admitting(timeout_s) as (arrived, deadline):
+            params = self._sampling_params(options, scores_prompt=echo)
+            self.limits.check_prompts(prompts, params)
+            for text in prompts:
+                if isinstance(text, str):
+                    self.limits.check_length(len(text.encode(errors="replace")), max_model_len=self.llm.max_model_len)
+            read = [await self.read_prompt(prompt) for prompt in prompts]
+            for prompt in read:
+                self.llm.check(prompt.token_ids, params)
+        return Admitted(
+            request_id=request_id, prompts=read, params=params, arrived=arrived, deadline=deadline, tenant=tenant
+        )
 
     async def admit_chat(
         self,
@@ -120,15 +153,32 @@ class Frontend:
         *,
         renamed: Mapping[str, str] | None = None,
         tenant: str | None = None,
+        timeout_s: float | None = None,
     ) -> Admitted:
         """Check a chat request. `renamed`: what the protocol calls some of the options, for errors that name them."""
+        names = {"prompt": "messages", **(renamed or {})}
+        async with self._admitting(timeout_s) as (arrived, deadline):
+            with naming(names):
+                params = self._sampling_params({"max_tokens": None, **options})
+                self.limits.check_length(conversation.num_bytes, max_model_len=self.llm.max_model_len)
+                prompt = await self.read_conversation(conversation)
+                self.llm.check(prompt.token_ids, params)
+        return Admitted(
+            request_id=request_id, prompts=[prompt], params=params, arrived=arrived, deadline=deadline, tenant=tenant
+        )
+
+    @asynccontextmanager
+    async def _admitting(self, timeout_s: float | None) -> AsyncIterator[tuple[float, float]]:
+        """The time of arrival and the deadline, which also ends what is done inside."""
+        self._check_open()
+        self.llm.admission.check_room()
         arrived = time.monotonic()
-        with naming({"prompt": "messages", **(renamed or {})}):
-            params = self._sampling_params({"max_tokens": None, **options})
-            self.limits.check_length(conversation.num_bytes, max_model_len=self.llm.max_model_len)
-            prompt = await self.read_conversation(conversation)
-            self.llm.check(prompt.token_ids, params)
-        return Admitted(request_id=request_id, prompts=[prompt], params=params, arrived=arrived, tenant=tenant)
+        limit_s = self.request_timeout_s if timeout_s is None else min(timeout_s, self.request_timeout_s)
+        try:
+            async with asyncio.timeout(limit_s if limit_s < math.inf else None):
+                yield arrived, arrived + limit_s
+        except TimeoutError:
+            raise DeadlineExceeded(f"the request was not read in {limit_s:g} s, the time it was given") from None
 
     def _sampling_params(self, options: Mapping[str, Any], *, scores_prompt: bool = False) -> SamplingParams:
         params = SamplingParams(**options)
@@ -170,29 +220,56 @@ class Frontend:
 
         A prompt's first delta carries its log-probabilities, if they were asked for, whichever choice it belongs to.
         """
-        streams = [
-            self._run_prompt(request, index)
-            if request.params.prompt_logprobs is None
-            else self._run_scored(request, index)
-            for index in range(len(request.prompts))
-        ]
-        async with aclosing(merged(streams)) as deltas:
-            async for item in deltas:
-                yield item
+        self._num_running += 1
+        self._idle.clear()
+        try:
+            async with aclosing(self._run(request)) as deltas:
+                async for item in deltas:
+                    yield item
+        finally:
+            self._num_running -= 1
+            if not self._num_running:
+                self._idle.set()
 
-    async def _run_prompt(self, request: Admitted, index: int) -> AsyncGenerator[ChoiceDelta, None]:
+    async def _run(self, request: Admitted) -> AsyncGenerator[tuple[int, ChoiceDelta], None]:
+        run = self._run_prompt if request.params.prompt_logprobs is None else self._run_scored
+        with self._places(request) as tickets:
+            streams = [run(request, index, ticket) for index, ticket in enumerate(tickets)]
+            async with aclosing(merged(streams)) as deltas:
+                async for item in deltas:
+                    yield item
+
+    @contextmanager
+    def _places(self, request: Admitted) -> Iterator[list[Ticket]]:
+        """A place for each prompt, or Overloaded for all of them."""
+        admission = self.llm.admission
+        tickets: list[Ticket] = []
+        try:
+            for prompt in request.prompts:
+                length = len(prompt.token_ids)
+                num_characters = length if prompt.text is None else len(prompt.text)
+                tickets.append(
+                    admission.reserve(length, request.params, tenant=request.tenant, num_characters=num_characters)
+                )
+            yield tickets
+        finally:
+            for ticket in tickets:
+                admission.close(ticket)
+
+    async def _run_prompt(self, request: Admitted, index: int, ticket: Ticket) -> AsyncGenerator[ChoiceDelta, None]:
         prompt, params = request.prompts[index], request.params
-        stream = self.llm.generate(f"{request.request_id}-{index}", prompt.token_ids, params)
+        request_id = f"{request.request_id}-{index}"
+        stream = self.llm.generate(request_id, prompt.token_ids, params, ticket=ticket, deadline=request.deadline)
         with self.metrics.request(request.arrived, len(prompt.token_ids), params.n) as record:
             async with aclosing(stream) as deltas:
                 async for delta in deltas:
                     record.delta(delta)
                     yield delta
 
-    async def _run_scored(self, request: Admitted, index: int) -> AsyncGenerator[ChoiceDelta, None]:
+    async def _run_scored(self, request: Admitted, index: int, ticket: Ticket) -> AsyncGenerator[ChoiceDelta, None]:
         """The same, with what comes before the prompt's log-probabilities held back behind them."""
         held: list[ChoiceDelta] | None = []
-        async with aclosing(self._run_prompt(request, index)) as deltas:
+        async with aclosing(self._run_prompt(request, index, ticket)) as deltas:
             async for delta in deltas:
                 if held is not None and delta.prompt_logprobs is None:
                     held.append(delta)

@@ -5,6 +5,7 @@ fault while a step is computed ends the sequences of that step; a broken invaria
 """
 
 import os
+import time
 from collections.abc import Callable
 
 import torch
@@ -14,6 +15,7 @@ from polyserve.engine.block_manager import BlockManager
 from polyserve.engine.cuda_graphs import DecodeGraphs
 from polyserve.engine.device import cache_memory, choose_device, choose_packing, choose_scheme, step_bytes
 from polyserve.engine.kv_cache import allocate, bytes_per_block, cache_dtype, num_blocks_for
+from polyserve.engine.pace import Pace
 from polyserve.engine.runner import ModelRunner
 from polyserve.engine.scheduler import Scheduler, SchedulerStats
 from polyserve.engine.step import Step
@@ -92,6 +94,10 @@ class Engine:
         self._runner = ModelRunner(model, cache, graphs=DecodeGraphs(model, cache) if recorded else None)
         self._overlaps = device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
         self._under_way: Step | None = None
+        self._pace = (
+            None if config.max_step_ms is None else Pace(config.max_step_ms / 1000, config.max_num_batched_tokens)
+        )
+        self._began = self._ended = 0.0  # when the step under way did, and the one before it
         self._notice: Callable[[set[str]], None] | None = None
 
     @classmethod
@@ -155,13 +161,15 @@ class Engine:
         outputs: list[SequenceOutput] = []
         if not (self._overlaps and self._runner.settled):
             outputs += self._finish()
-        step = self._scheduler.schedule()
+        paced = self._pace if self._scheduler.answering else None
+        step = self._scheduler.schedule(None if paced is None else paced.num_tokens)
+        began = time.monotonic()
         if self._notice is not None:
             self._notice(self._scheduler.requests_of(step))
         launched = bool(step.chunks) and self._launch(step)
         outputs += self._finish()
         if launched:
-            self._under_way = step
+            self._under_way, self._began = step, began
         else:
             outputs += self._scheduler.fail(step, _NOT_COMPUTED)
         if not self._overlaps:
@@ -182,7 +190,11 @@ class Engine:
         if step is None:
             return []
         try:
-            return self._scheduler.update(step, self._runner.result())
+            result = self._runner.result()
+            if self._pace is not None:
+                began, self._ended = max(self._began, self._ended), time.monotonic()
+                self._pace.learn(step.num_tokens, self._ended - began)
+            return self._scheduler.update(step, result)
         except _FAULTS:
             log.exception("a step of %d sequences could not be computed", len(step.chunks))
             return self._scheduler.fail(step, _NOT_COMPUTED)

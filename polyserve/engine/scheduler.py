@@ -1,14 +1,14 @@
 """Decides what each step computes, and what became of a sequence when the step is done.
 
-One rule: a running sequence is given its next tokens, the oldest first, as far as the step's token budget and the
-blocks reach; what is left of the budget admits waiting sequences in the order they came. A sequence that has one
-token pending decodes, one with many has its prompt computed in chunks, and one step does both. If blocks run out, the
-youngest running sequence gives all of its own back and waits at the front of the queue to be computed again: its
-tokens are kept, and the same tokens give the same bits.
+One rule: a running sequence is given its next tokens, the first in rank first, as far as the step's token budget and
+the blocks reach; what is left of the budget admits waiting sequences by rank. A sequence that has one token pending
+decodes, one with many has its prompt computed in chunks, and one step does both: whoever decodes gets its token in
+every step. If blocks run out, the last running sequence gives all of its own back and waits to be computed again: its
+tokens are kept, and they give the same bits.
 
 A beam waits for those beside it: their next tokens are chosen together (`beam_group`). One that moves away from another
 enters the queue as well, and begins with the other's blocks. If all that runs waits for one that finds no room, the
-youngest make room for it.
+last in rank make room for it.
 
 A request of n choices begins as its first one. When that has computed the prompt, the others enter the queue, ahead of
 younger requests, and begin with its blocks.
@@ -17,6 +17,7 @@ A step may be scheduled while the one before it is under way. A sequence that is
 is awaited, unless it is known to be the answer's last; whether it ends the answer shows later, and what was computed
 after it is dropped.
 
+Rank    the lower priority first, then the older
 Words   running: holds blocks for every token it has   waiting: holds none   asleep: waits for another choice's prompt
         live: any of these, or a beam that lost its blocks while it waits for the others
 Source  continuous batching: Orca, https://www.usenix.org/conference/osdi22/presentation/yu
@@ -33,6 +34,8 @@ from polyserve.engine.block_manager import BlockManager
 from polyserve.engine.sequence import Sequence
 from polyserve.engine.step import NONE_ALLOWED, Candidate, Chunk, NewSequence, Sampled, Step, StepResult
 from polyserve.request import FinishReason, Request, SequenceOutput
+
+LEAST_PROMPT_TOKENS = 16  # in a step that is shortened for those that decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +69,8 @@ class Scheduler:
         self._live: dict[int, Sequence] = {}
         self._requests: dict[str, dict[int, Sequence]] = {}  # live choices of each request, in order
         self._asleep: dict[str, list[Sequence]] = {}  # choices that wait for their request's prompt, in order
-        self._waiting: list[Sequence] = []  # oldest first
-        self._running: list[Sequence] = []  # oldest first
+        self._waiting: list[Sequence] = []  # by rank
+        self._running: list[Sequence] = []  # by rank
         self._groups: dict[str, BeamGroup] = {}  # of requests that use beam search
         self._released: list[int] = []  # the runner has not been told yet
         self._appended: dict[int, int] = {}  # nor of these
@@ -112,7 +115,7 @@ class Scheduler:
             )
             for choice, answer in answered.items()
         ]
-        self._waiting.append(choices[0])
+        insort(self._waiting, choices[0], key=_rank)
         if has_beams:
             group = self._groups[request.request_id] = BeamGroup(request, choices, eos_ids=self._eos_ids)
             choices = group.beams
@@ -142,9 +145,20 @@ class Scheduler:
         """The ids of the requests that a step computes, if they are live."""
         return {self._live[chunk.seq_id].request_id for chunk in step.chunks if chunk.seq_id in self._live}
 
-    def schedule(self) -> Step:
-        """The next step. It has no chunks only if nothing is live, or all that is left awaits a last token."""
+    @property
+    def answering(self) -> bool:
+        """Whether a sequence that runs has begun its answer: its client waits for the next token."""
+        return any(seq.num_answered for seq in self._running)
+
+    def schedule(self, max_tokens: int | None = None) -> Step:
+        """The next step. It has no chunks only if nothing is live, or all that is left awaits a last token.
+
+        max_tokens: fewer tokens than usual, but each that decodes gets its one, and prompts a few, all the same.
+        """
         budget = self._max_num_batched_tokens
+        if max_tokens is not None:
+            budget = min(budget, max(max_tokens, len(self._running) + LEAST_PROMPT_TOKENS))
+        num_decoding = sum(seq.num_pending == 1 for seq in self._running)  # that have not had their turn
         chunks: list[Chunk] = []
         admitted: list[NewSequence] = []
         copies: list[tuple[int, int]] = []
@@ -152,13 +166,16 @@ class Scheduler:
         number = 0
         while number < len(self._running) and budget:
             seq, number = self._running[number], number + 1
-            while seq.num_pending and not self._blocks.cover(seq):
-                if self._preempt_youngest() is seq:
+            num_decoding -= seq.num_pending == 1
+            share = min(seq.num_pending, budget - num_decoding)
+            if share <= 0:
+                continue
+            while not self._blocks.cover(seq):
+                if self._preempt_last() is seq:
                     break
             else:
-                if seq.num_pending:
-                    chunks.append(self._chunk(seq, budget))
-                    budget -= chunks[-1].num_tokens
+                chunks.append(self._chunk(seq, share))
+                budget -= share
 
         while self._waiting and budget and self._has_place_for(self._waiting[0]):
             seq = self._waiting[0]
@@ -166,7 +183,7 @@ class Scheduler:
                 break  # preempted while it computed: what it awaits belongs to its beginning
             copied = self._admit(seq)
             if copied is None and not chunks and self._running and not any(other.num_steps for other in self._running):
-                self._preempt_youngest()
+                self._preempt_last()
                 continue
             if copied is None:
                 break
@@ -253,7 +270,7 @@ class Scheduler:
                 self._prefix_query_tokens += seq.prompt_len
                 self._prefix_hit_tokens += seq.num_computed
         del self._waiting[0]
-        insort(self._running, seq, key=_age)
+        insort(self._running, seq, key=_rank)
         return copies
 
     def _has_place_for(self, seq: Sequence) -> bool:
@@ -266,7 +283,7 @@ class Scheduler:
                 num_taken += other.num_slots - other.num_running
         return num_taken + (1 if group is None else group.num_slots) <= self._max_num_seqs
 
-    def _preempt_youngest(self) -> Sequence:
+    def _preempt_last(self) -> Sequence:
         seq = self._running[-1]
         self._take_blocks(seq)
         if seq.candidates is None:
@@ -282,9 +299,9 @@ class Scheduler:
         self._appended.pop(seq.seq_id, None)
 
     def _wake(self, sequences: list[Sequence]) -> None:
-        """Queue by age: who was preempted, and a request's later choices, come before requests that arrived later."""
+        """Queue by rank: who was preempted, and a request's later choices, come before requests that arrived later."""
         for seq in sequences:
-            insort(self._waiting, seq, key=_age)
+            insort(self._waiting, seq, key=_rank)
 
     # ---- beams ----
 
@@ -398,8 +415,9 @@ class Scheduler:
         )
 
 
-def _age(seq: Sequence) -> int:
-    return seq.seq_id
+def _rank(seq: Sequence) -> tuple[int, int]:
+    """Smaller is served first, and keeps its blocks longer."""
+    return seq.params.priority, seq.seq_id
 
 
 def _donor_of(seq: Sequence, siblings: Iterable[Sequence]) -> tuple[Sequence, int] | None:
@@ -414,7 +432,7 @@ def _donor_of(seq: Sequence, siblings: Iterable[Sequence]) -> tuple[Sequence, in
 
 
 def _remove(sequences: list[Sequence], seq: Sequence) -> None:
-    """Take `seq` out of a list that is ordered by age."""
-    index = bisect_left(sequences, seq.seq_id, key=_age)
+    """Take `seq` out of a list that is ordered by rank."""
+    index = bisect_left(sequences, _rank(seq), key=_rank)
     assert sequences[index] is seq, f"sequence {seq.seq_id} is not where it should be"
     del sequences[index]

@@ -29,10 +29,14 @@ class Embedding(nn.Module):
 
     def forward(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """token_ids, positions: [T] int64."""
-        residual = _rows(self.weight, token_ids) * self.scale
+        residual = self.words(token_ids) * self.scale
         if self.positions is not None:
             residual = residual + _rows(self.positions, positions) * self.positions_scale
         return residual if self.norm is None else self.norm(residual)
+
+    def words(self, token_ids: Tensor) -> Tensor:
+        """The rows of tokens, [T, C] in fp32."""
+        return _rows(self.weight, token_ids)
 
 
 class _Rows(torch.autograd.Function):

@@ -11,6 +11,8 @@ in the next one; when there is none any more, each ends with EngineDead. Never i
 """
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,12 +21,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from polyserve.config import EngineConfig
-from polyserve.errors import EngineDead, InternalError, InvalidRequest, PolyServeError
-from polyserve.log import get_logger
+from polyserve.errors import DeadlineExceeded, EngineDead, InternalError, InvalidRequest, PolyServeError
+from polyserve.log import get_logger, set_up_logging
 from polyserve.output import LogprobEntry, SequenceText, prompt_logprob_entries
 from polyserve.pooling import Pooling, unit_length
 from polyserve.request import POOLED, FinishReason, SequenceOutput, admit, check_request, pooling_request
 from polyserve.sampling_params import SamplingParams
+from polyserve.service.admission import Admission, AdmissionConfig, Ticket
 from polyserve.service.engine_process import COMMAND
 from polyserve.service.messages import Abort, Add, EngineStats, Outputs, Ready
 from polyserve.service.supervisor import STEP_TIMEOUT_S, Supervisor
@@ -54,7 +57,15 @@ class ChoiceDelta:
 class AsyncLLM:
     """Made by `start`. Its attributes are what a server reports of its model; `stats`, the engine's latest counts."""
 
-    def __init__(self, engine: Supervisor, tokenizer: Tokenizer, ready: Ready, *, max_logprobs: int) -> None:
+    def __init__(
+        self,
+        engine: Supervisor,
+        tokenizer: Tokenizer,
+        ready: Ready,
+        *,
+        max_logprobs: int,
+        admission: AdmissionConfig | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = ready.vocab_size
         self.max_model_len = ready.max_model_len
@@ -63,6 +74,12 @@ class AsyncLLM:
         self.bos_id = ready.bos_id
         self.max_logprobs = max_logprobs
         self.stats: EngineStats = ready.stats
+        self.admission = Admission(
+            admission or AdmissionConfig(),
+            max_num_seqs=engine.config.max_num_seqs,
+            vocab_size=ready.vocab_size,
+            max_model_len=ready.max_model_len,
+        )
         self.dead = asyncio.Event()
         self._engine = engine
         self._death: EngineDead | None = None
@@ -90,7 +107,13 @@ class AsyncLLM:
 
     @classmethod
     async def join(
-        cls, engine: Supervisor, path: Path, *, chat_template: str | None = None, max_logprobs: int = 20
+        cls,
+        engine: Supervisor,
+        path: Path,
+        *,
+        chat_template: str | None = None,
+        max_logprobs: int = 20,
+        admission: AdmissionConfig | None = None,
     ) -> "AsyncLLM":
         """The same for what `Supervisor.start` gave. The process is ended if this fails."""
         try:
@@ -100,7 +123,7 @@ class AsyncLLM:
         except BaseException:
             await engine.close()
             raise
-        return cls(engine, tokenizer, ready, max_logprobs=max_logprobs)
+        return cls(engine, tokenizer, ready, max_logprobs=max_logprobs, admission=admission)
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""
@@ -137,54 +160,85 @@ class AsyncLLM:
         )
 
     async def generate(
-        self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        ticket: Ticket | None = None,
+        deadline: float = math.inf,
     ) -> AsyncGenerator[ChoiceDelta, None]:
         """The answer to a prompt as it comes, its choices in any order. Leaving it (`aclose`, cancellation) aborts it.
 
-        Raises what `check` does, InvalidRequest if the engine can never hold it, InternalError if the engine gives it
-        up, EngineDead if the engine ends.
+        ticket: of `admission`; closed at the end.  deadline: in monotonic seconds. It holds wherever the request is,
+        and also if nobody fetches what comes.  Raises what `check` does, Overloaded, InvalidRequest if the engine can
+        never hold it, InternalError if the engine gives it up, DeadlineExceeded, EngineDead if there is none any more.
         """
         self.check(prompt_ids, params)
-        stream = self._open(request_id)
+        ticket = ticket or self.admission.reserve(len(prompt_ids), params, tenant=None, num_characters=len(prompt_ids))
+        stream = self._open(request_id, ticket, deadline)
         texts = {choice: SequenceText(self.tokenizer, params) for choice in range(params.n)}  # those that go on
         try:
-            self._engine.send(Add(admit(request_id, prompt_ids, params)))
+            self.admission.enter(ticket, partial(self._send, Add(admit(request_id, prompt_ids, params))))
             while texts:
                 for output in await stream.take():
                     text = texts.get(output.choice)
                     if text is None:
                         continue  # sent before the engine knew of the stop string
                     delta = await self._read(text, output)
+                    self.admission.charge(ticket, num_tokens=len(delta.token_ids), num_characters=len(delta.text))
                     if text.finished:
                         del texts[output.choice]
+                        self.admission.choice_ended(ticket, output.choice)
                     yield delta
         finally:
             del self._streams[request_id]
-            if texts and self._death is None:
-                self._engine.send(Abort(request_id))
+            stream.close()
+            self._leave(request_id, ticket)
 
-    async def embed(self, request_id: str, prompt_ids: Sequence[int], *, pooling: Pooling) -> list[float]:
+    async def embed(
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        *,
+        pooling: Pooling,
+        ticket: Ticket | None = None,
+        deadline: float = math.inf,
+    ) -> list[float]:
         """The prompt's final hidden states, pooled, at unit length. Cancelling aborts it. It raises as `generate`."""
         self.check(prompt_ids, POOLED)
-        stream = self._open(request_id)
-        output: SequenceOutput | None = None
+        ticket = ticket or self.admission.reserve(len(prompt_ids), POOLED, tenant=None, num_characters=len(prompt_ids))
+        stream = self._open(request_id, ticket, deadline)
         try:
-            self._engine.send(Add(pooling_request(request_id, prompt_ids, pooling)))
+            self.admission.enter(ticket, partial(self._send, Add(pooling_request(request_id, prompt_ids, pooling))))
             [output] = await stream.take()
+            self.admission.choice_ended(ticket, output.choice)
         finally:
             del self._streams[request_id]
-            if output is None and self._death is None:
-                self._engine.send(Abort(request_id))
+            stream.close()
+            self._leave(request_id, ticket)
         if output.pooled is None:
             raise InternalError(output.error or "the engine gave this request up")
         return unit_length(output.pooled)
 
-    def _open(self, request_id: str) -> "_Stream":
+    def _leave(self, request_id: str, ticket: Ticket) -> None:
+        """Nothing more is wanted of a request, if it has not ended."""
+        if ticket.started and ticket.open_choices:
+            self._send(Abort(request_id))
+        self.admission.close(ticket)
+
+    def _send(self, message: Add | Abort) -> None:
+        if self._death is None:
+            self._engine.send(message)
+
+    def _open(self, request_id: str, ticket: Ticket, deadline: float) -> "_Stream":
         if self._death is not None:
             raise EngineDead(self._death.message)
         if request_id in self._streams:
             raise InvalidRequest(f"a request with the id {request_id!r} is being served", param="request_id")
-        stream = self._streams[request_id] = _Stream()
+        stream = self._streams[request_id] = _Stream(ticket)
+        if deadline < math.inf:
+            stream.expire_after(deadline - time.monotonic(), partial(self._leave, request_id, ticket))
         return stream
 
     async def _read(self, text: SequenceText, output: SequenceOutput) -> ChoiceDelta:
@@ -220,6 +274,11 @@ class AsyncLLM:
         """How often the engine process was started again."""
         return self._engine.num_restarts
 
+    def set_log_level(self, level: str) -> None:
+        """Log from this level on, here and in the engine."""
+        set_up_logging(level)
+        self._engine.set_log_level(level)
+
     async def wait_dead(self) -> EngineDead:
         """Wait until there is no engine any more, and say why."""
         await self.dead.wait()
@@ -244,6 +303,9 @@ class AsyncLLM:
         for output in step.outputs:
             stream = self._streams.get(output.request_id)
             if stream is not None:  # else its client has left
+                self.admission.took(stream.ticket)
+                if output.finish_reason is not None:
+                    self.admission.choice_ended(stream.ticket, output.choice)
                 stream.put(output)
 
     async def _watch(self) -> None:
@@ -263,10 +325,26 @@ class AsyncLLM:
 class _Stream:
     """Outputs of one request between the reader task and the request's own."""
 
-    def __init__(self) -> None:
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket = ticket
         self._outputs: list[SequenceOutput] = []
         self._arrived = asyncio.Event()
         self._error: PolyServeError | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def expire_after(self, seconds: float, abort: Callable[[], None]) -> None:
+        """Fail, and abort the work, unless it is closed by then."""
+
+        def expire() -> None:
+            self.fail(DeadlineExceeded("the answer was not complete in the time that the request was given"))
+            abort()
+
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, seconds), expire)
+
+    def close(self) -> None:
+        """Nothing more is wanted."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def put(self, output: SequenceOutput) -> None:
         self._outputs.append(output)

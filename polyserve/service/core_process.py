@@ -43,6 +43,7 @@ from polyserve.service.messages import (
     Outputs,
     Ready,
     Refusal,
+    SetLogLevel,
     Start,
 )
 
@@ -165,6 +166,8 @@ class CoreLoop:
                     adds[request.request_id] = front, request
                 case Heard(num_outputs):
                     self._unheard[front] -= num_outputs
+                case SetLogLevel(level):
+                    set_up_logging(level)
                 case Abort(request_id, choice):
                     if choice is None:
                         adds.pop(request_id, None)

@@ -1,6 +1,7 @@
 """What the front and the engine process say to each other: msgspec structs, in msgpack over ZeroMQ.
 
-Front to engine   Start (JSON, the first line of standard input), then over the socket Hello, Add, Abort, Heard
+Front to engine   Start (JSON, the first line of standard input), then over the socket Hello, Add, Abort,
+                  Heard, SetLogLevel
 Engine to front   Ready or Failed, as the answer to Hello, then Outputs: one message a turn for all sequences
 A front is known by its ZeroMQ identity, which comes with each of its messages, so that several can share an engine.
 There is no message for the end: the engine ends when its standard input does.
@@ -48,6 +49,10 @@ class Heard(msgspec.Struct, frozen=True, tag=True):
     num_outputs: int
 
 
+class SetLogLevel(msgspec.Struct, frozen=True, tag=True):
+    level: str
+
+
 class EngineStats(msgspec.Struct, frozen=True):
     num_running: int
     num_waiting: int
@@ -92,5 +97,5 @@ class Outputs(msgspec.Struct, frozen=True, tag=True):
     stats: EngineStats
 
 
-FrontMessage = Hello | Add | Abort | Heard
+FrontMessage = Hello | Add | Abort | Heard | SetLogLevel
 EngineMessage = Ready | Failed | Outputs

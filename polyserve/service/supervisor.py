@@ -19,7 +19,7 @@ from polyserve.model.weights.resolve import resolve
 from polyserve.request import SequenceOutput
 from polyserve.service.engine_process import COMMAND, EngineProcess
 from polyserve.service.journal import Entry, Journal
-from polyserve.service.messages import Abort, Add, Outputs, Ready
+from polyserve.service.messages import Abort, Add, Outputs, Ready, SetLogLevel
 from polyserve.service.suspects import judge, release
 
 log = get_logger(__name__)
@@ -38,7 +38,7 @@ class Supervisor:
         self, engine: EngineProcess, config: EngineConfig, command: Sequence[str], *, step_timeout_s: float
     ) -> None:
         self._engine = engine
-        self._config = config
+        self.config = config
         self._command = command
         self._step_timeout_s = step_timeout_s
         self._journal = Journal()
@@ -88,6 +88,11 @@ class Supervisor:
         """From now on, call `deliver` on the event loop with what each turn brings."""
         self._deliver = deliver
         self._engine.listen(self._take)
+
+    def set_log_level(self, level: str) -> None:
+        """Let the engine log from this level on, as this process does."""
+        if self._running:
+            self._engine.send(SetLogLevel(level))
 
     def send(self, message: Add | Abort) -> None:
         """Pass a message on to the engine of now, or to the next one."""
@@ -182,7 +187,7 @@ class Supervisor:
         await self._engine.close()
         self._engine = await EngineProcess.start(self._command)
         self._engine.listen(self._take)
-        self._engine.load(self._config)
+        self._engine.load(self.config)
         self._began, self._fruitful = time.monotonic(), False
         self.num_restarts += 1
         ready = await self._engine.ready()

@@ -103,6 +103,7 @@ def test_options_reach_the_engine_exactly(stub: PolyServeStub, llm: FakeLLM) -> 
         "logprobs": 2,
         "prompt_logprobs": 0,
         "skip_special_tokens": False,
+        "priority": -3,
         "cache_salt": "ours",
     }
     assert set(options) == {field.name for field in pb.SamplingParams.DESCRIPTOR.fields}

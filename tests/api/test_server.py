@@ -143,6 +143,30 @@ def test_sigint_while_the_model_loads_ends_the_server_with_0(checkpoint: Path) -
     assert (process.returncode, output, errors) == (0, "", "")
 
 
+def test_sighup_reads_the_level_of_the_log_again(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    level = tmp_path / "level"
+    level.write_text("error\n")
+    with served(checkpoint, "--threads", "1", "--log-level-file", str(level)) as server:
+        (engine,) = psutil.Process(server.process.pid).children()
+        capfd.readouterr()
+        seen: list[str] = []
+
+        def says(text: str) -> bool:
+            seen.append(capfd.readouterr().err)
+            return text in "".join(seen)
+
+        level.write_text("nonsense")
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: says("must hold one of debug, info, warning, error, got 'nonsense'"))
+        level.write_text("info")
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: says("reloaded at SIGHUP"))
+        engine.kill()
+        wait_until(lambda: says("engine: KV cache: "))
+
+
 def test_the_ready_line_comes_with_a_command_that_works(server: LiveServer) -> None:
     ready, attempt = server.announced.splitlines()
     assert ready == f"PolyServe is ready: fake at {server.url} (HTTP) and {server.grpc_address} (gRPC)"

@@ -25,6 +25,26 @@ def test_a_long_prompt_is_computed_in_chunks_beside_a_sequence_that_decodes():
     assert chunks_of(engine.step()) == {0: (6, 1), 1: (20, 1)}
 
 
+def test_whoever_decodes_gets_a_token_in_every_step_though_a_long_prompt_goes_before():
+    engine = PaperEngine(max_num_batched_tokens=8)
+    engine.scheduler.add(a_request("short", [1, 2, 3]))
+    engine.step()
+    engine.scheduler.add(a_request("long", list(range(20)), priority=-1))
+    assert chunks_of(engine.step()) == {0: (3, 1), 1: (0, 7)}
+    assert chunks_of(engine.step()) == {0: (4, 1), 1: (7, 7)}
+
+
+def test_a_step_can_be_shortened_and_prompts_get_on_all_the_same():
+    engine = PaperEngine(max_num_batched_tokens=60, num_blocks=64, max_model_len=128)
+    engine.scheduler.add(a_request("short", [1, 2, 3]))
+    engine.step()
+    engine.scheduler.add(a_request("long", list(range(100))))
+    assert engine.scheduler.answering
+    assert chunks_of(engine.step(max_tokens=30)) == {0: (3, 1), 1: (0, 29)}
+    assert chunks_of(engine.step(max_tokens=1)) == {0: (4, 1), 1: (29, 17)}
+    assert chunks_of(engine.step(max_tokens=1000)) == {0: (5, 1), 1: (46, 54)}
+
+
 def test_a_step_never_computes_more_than_its_budget():
     engine = PaperEngine(max_num_batched_tokens=5)
     for number in range(12):
@@ -41,6 +61,27 @@ def test_requests_begin_in_the_order_they_came():
     while engine.scheduler.has_work:
         admitted += [new.seq_id for new in engine.step().admitted]
     assert admitted == list(range(10))
+
+
+def test_requests_of_a_lower_priority_begin_first():
+    engine = PaperEngine(max_num_seqs=1)
+    for number, priority in enumerate([0, 5, -1, 0, -1]):
+        engine.scheduler.add(a_request(f"r{number}", [number], max_tokens=2, priority=priority))
+    admitted = []
+    while engine.scheduler.has_work:
+        admitted += [new.seq_id for new in engine.step().admitted]
+    assert admitted == [2, 4, 0, 3, 1]
+
+
+def test_blocks_are_taken_from_the_highest_priority_before_the_youngest():
+    engine = PaperEngine(num_blocks=6, max_model_len=24)
+    engine.scheduler.add(a_request("unimportant", [1, 2, 3], max_tokens=20, priority=1))
+    engine.step()
+    engine.scheduler.add(a_request("important", [1, 2, 3], max_tokens=20))
+    while engine.last.get(("important", 0)) is None or engine.last["important", 0].finish_reason is None:
+        engine.step()
+    assert engine.scheduler.stats.num_preemptions >= 1
+    assert engine.last["unimportant", 0].finish_reason is None
 
 
 def test_a_prompt_begins_with_the_blocks_of_an_equal_one_and_computes_at_least_one_token():

@@ -6,21 +6,25 @@ embedding is `vector_of` it. What goes on can be disturbed:
     live            ids of requests that are being served        aborted     ids of those that were left before the end
     hold(n)         every request waits after n tokens           fail(n, e)  every request raises `e` after n tokens
     release()       they go on
-    die()           the engine is dead                           seen        params of every request, in order
+    die()           there is no engine any more                  seen        params of every request, in order
+    progressing     False: the engine is being started again
 Made and used on one event loop; what a test reads or sets from another thread are plain attributes.
 """
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import cast
 
 from polyserve.api.frontend import Frontend
 from polyserve.api.limits import Limits
-from polyserve.errors import EngineDead
+from polyserve.errors import DeadlineExceeded, EngineDead
 from polyserve.output import SequenceText, prompt_logprob_entries
 from polyserve.pooling import Pooling, unit_length
 from polyserve.request import POOLED, SequenceOutput, TokenLogprob, check_request
 from polyserve.sampling_params import SamplingParams
+from polyserve.service.admission import Admission, AdmissionConfig, Ticket
 from polyserve.service.async_llm import AsyncLLM, ChoiceDelta
 from polyserve.service.messages import EngineStats
 from polyserve.tokenizer.base import SpecialIds, Tokenizer
@@ -75,6 +79,10 @@ class FakeLLM:
         self.max_logprobs = MAX_LOGPROBS
         self.dead = asyncio.Event()
         self.live: set[str] = set()
+        self.progressing = True
+        self.admission = Admission(
+            AdmissionConfig(), max_num_seqs=64, vocab_size=VOCAB_SIZE, max_model_len=MAX_MODEL_LEN
+        )
         self.reset()
 
     def reset(self) -> None:
@@ -131,7 +139,13 @@ class FakeLLM:
         )
 
     async def generate(
-        self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        ticket: Ticket | None = None,
+        deadline: float = math.inf,
     ) -> AsyncGenerator[ChoiceDelta, None]:
         self.check(prompt_ids, params)
         if self.dead.is_set():
@@ -142,7 +156,7 @@ class FakeLLM:
         position = 0
         try:
             while texts:
-                await self._disturb(position)
+                await self._disturb(position, deadline)
                 for choice in sorted(texts, reverse=True):  # their order is nothing to rely on
                     output = next_output(request_id, choice, position, prompt_ids, params)
                     delta = texts[choice].push(output)
@@ -165,21 +179,31 @@ class FakeLLM:
             if texts:
                 self.aborted.append(request_id)
 
-    async def embed(self, request_id: str, prompt_ids: Sequence[int], *, pooling: Pooling) -> list[float]:
+    async def embed(
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        *,
+        pooling: Pooling,
+        ticket: Ticket | None = None,
+        deadline: float = math.inf,
+    ) -> list[float]:
         self.check(prompt_ids, POOLED)
         self.live.add(request_id)
         try:
-            await self._disturb(0)
+            await self._disturb(0, deadline)
         finally:
             self.live.discard(request_id)
         return vector_of(prompt_ids, pooling)
 
-    async def _disturb(self, position: int) -> None:
+    async def _disturb(self, position: int, deadline: float) -> None:
         """Whatever the test asked to happen before the token at this position."""
         await asyncio.sleep(0)
         if self._failure is not None and position == self._failure[0]:
             raise self._failure[1]
         while not self.dead.is_set() and position == self._hold_after:
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded("the time is over")
             await asyncio.sleep(0.002)
         if self.dead.is_set():
             raise await self.wait_dead()
@@ -230,6 +254,13 @@ def scores(token_id: int, position: int, num_top: int) -> TokenLogprob:
     return TokenLogprob(token_id, logprob_of(token_id, position), ranked, [logprob_of(t, position) for t in ranked])
 
 
-def fake_frontend(llm: FakeLLM | None = None, *, limits: Limits | None = None) -> Frontend:
+def fake_frontend(
+    llm: FakeLLM | None = None, *, limits: Limits | None = None, request_timeout_s: float = math.inf
+) -> Frontend:
     """A Frontend in front of a FakeLLM."""
-    return Frontend(cast(AsyncLLM, llm or FakeLLM()), model_names=("fake", "org/alias"), limits=limits)
+    return Frontend(
+        cast(AsyncLLM, llm or FakeLLM()),
+        model_names=("fake", "org/alias"),
+        limits=limits,
+        request_timeout_s=request_timeout_s,
+    )

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,11 +15,12 @@ from polyserve.api.frontend import Frontend
 from polyserve.api.ports import listen
 from polyserve.api.protection import Protection
 from polyserve.api.server import serve
+from polyserve.api.stop import Stop
 from support.fake_llm import FakeLLM, fake_frontend
 
 HOST = "127.0.0.1"
-TIMEOUT_S = 10.0
-GRACE_S = 0.2
+TIMEOUT_S = 60.0  # of what happens soon: longer than a busy machine makes it
+DRAIN_TIMEOUT_S = 0.5
 
 
 class LiveServer:
@@ -30,7 +32,11 @@ class LiveServer:
     grpc_address: str
     announced: str
 
-    def __init__(self, make_llm: Callable[[], FakeLLM], protection: Protection) -> None:
+    def __init__(
+        self, make_llm: Callable[[], FakeLLM], protection: Protection, drain_timeout_s: float, request_timeout_s: float
+    ) -> None:
+        self._drain_timeout_s = drain_timeout_s
+        self._request_timeout_s = request_timeout_s
         self._make_llm = make_llm
         self._protection = protection
         self._ready = threading.Event()
@@ -47,7 +53,7 @@ class LiveServer:
         self.join()
 
     def ask_to_stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
+        self._loop.call_soon_threadsafe(self._stop.ask)
 
     def release(self) -> None:
         """Let requests go on that were held."""
@@ -66,9 +72,11 @@ class LiveServer:
 
     async def _serve(self) -> int:
         self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
+        self._stop = Stop()
         self.llm = self._make_llm()
-        self.frontend = fake_frontend(self.llm, limits=self._protection.limits)
+        self.frontend = fake_frontend(
+            self.llm, limits=self._protection.limits, request_timeout_s=self._request_timeout_s
+        )
         with listen(HOST, 0) as http_socket, listen(HOST, 0) as grpc_socket:
             self.url = f"http://{HOST}:{http_socket.getsockname()[1]}"
             self.grpc_address = f"{HOST}:{grpc_socket.getsockname()[1]}"
@@ -79,7 +87,7 @@ class LiveServer:
                 self._stop,
                 host=HOST,
                 announce=self._announce,
-                grace_s=GRACE_S,
+                drain_timeout_s=self._drain_timeout_s,
                 protection=self._protection,
             )
 
@@ -90,10 +98,14 @@ class LiveServer:
 
 @contextmanager
 def live_server(
-    make_llm: Callable[[], FakeLLM] = FakeLLM, *, protection: Protection | None = None
+    make_llm: Callable[[], FakeLLM] = FakeLLM,
+    *,
+    protection: Protection | None = None,
+    drain_timeout_s: float = DRAIN_TIMEOUT_S,
+    request_timeout_s: float = math.inf,
 ) -> Iterator[LiveServer]:
     """A server for as long as the block runs."""
-    server = LiveServer(make_llm, protection or Protection())
+    server = LiveServer(make_llm, protection or Protection(), drain_timeout_s, request_timeout_s)
     server.start()
     try:
         yield server

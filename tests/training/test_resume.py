@@ -41,9 +41,9 @@ MOMENTS = {
     "between two checkpoints": ("polyserve_training.trainer", "Trainer", "step", 3),
     "just before a stage border": ("polyserve_training.trainer", "Trainer", "step", 5),
     "in the middle of a step": ("polyserve_training.optimizer", "AdamW", "gradient_norm", 7),
-    "before a checkpoint's first byte": ("polyserve_training.checkpoint", "", "save_file", 1),
-    "after a checkpoint's tensors": ("polyserve_training.checkpoint", "", "_to_disk", 4),
-    "after a checkpoint was renamed": ("polyserve_training.checkpoint", "", "_to_disk", 7),
+    "before a checkpoint's first byte": ("polyserve_training.checkpoint_files", "", "save_file", 1),
+    "after a checkpoint's tensors": ("polyserve_training.checkpoint_files", "", "to_disk", 1),
+    "after a checkpoint was renamed": ("polyserve_training.checkpoint", "", "to_disk", 5),
     "while an old checkpoint goes": ("os", "", "unlink", 1),
 }
 
@@ -141,9 +141,9 @@ def test_what_changes_no_more_than_bits_may_change(uninterrupted, tmp_path, toke
 
 def test_a_damaged_checkpoint_is_named(uninterrupted, tmp_path, recipe):
     shutil.copytree(uninterrupted[0], tmp_path / "run")
-    path = tmp_path / "run/checkpoints/step-00000009/state.safetensors"
+    path = tmp_path / "run/checkpoints/step-00000009/state-00001-of-00001.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(TrainingError, match=r"step-00000009/state.safetensors: cannot be read"):
+    with pytest.raises(TrainingError, match=r"step-00000009/state-00001-of-00001.safetensors: cannot be read"):
         train(recipe)
 
 
@@ -159,7 +159,7 @@ def test_a_full_disk_is_one_line_and_costs_no_older_checkpoint(asynchronous, uni
         checkpoints.save(10, {}, {})
         checkpoints.wait()
 
-    monkeypatch.setattr("polyserve_training.checkpoint.save_file", full)
+    monkeypatch.setattr("polyserve_training.checkpoint_files.save_file", full)
     with pytest.raises(TrainingError, match=r"step-00000010: cannot be written: .* No space left on device"):
         save()
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000008", "step-00000009"]

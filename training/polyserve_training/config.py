@@ -280,6 +280,18 @@ class ComputeRecipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ParallelRecipe:
+    """How the processes that torchrun started divide a run; see parallel.py."""
+
+    data: int | None = None  # groups of processes that share a step's rows; default: as many as there are
+    tensor: int = 1  # processes of a group, which divide every layer and the vocabulary
+    shard: bool = True  # groups divide weights, gradients and moments (FSDP2); false: each has all of them
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "tensor", *(() if self.data is None else ("data",)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """A run: everything that decides what is learned, and where it is kept."""
 
@@ -298,6 +310,7 @@ class Recipe:
     checkpoints: CheckpointRecipe = CheckpointRecipe()
     validation: ValidationRecipe | None = None
     compute: ComputeRecipe = ComputeRecipe()
+    parallel: ParallelRecipe = ParallelRecipe()
     seed: int = 0
 
     def __post_init__(self) -> None:

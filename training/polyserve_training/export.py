@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -26,7 +25,8 @@ from polyserve.model.weights.load import load_model
 from polyserve.model.weights.names import TABLES, Place
 from polyserve.model.weights.resolve import resolve
 from polyserve.tokenizer.fingerprint import STAMP, TEMPLATE_FILE, TOKENIZER_FILES, stamp_of
-from polyserve_training.checkpoint import STATE, Checkpoints, read_meta
+from polyserve_training.checkpoint import Checkpoints, read_meta
+from polyserve_training.checkpoint_files import Files
 
 SHARD_BYTES = 4 * 2**30
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
@@ -69,11 +69,11 @@ def load_run(run: Path, *, step: int | None = None, dtype: str | None = None) ->
     dtype = dtype or str(meta["recipe"]["compute"]["dtype"])
     hf_config: dict[str, Any] = meta["model"]
     model = Decoder(FAMILIES[hf_config["model_type"]](Fields(hf_config, "model"), Fields({}, "")), dtype=_DTYPES[dtype])
-    with safe_open(folder / STATE, framework="pt") as file:
-        for name, parameter in list(model.named_parameters()):
-            owner, _, leaf = name.rpartition(".")
-            values = file.get_tensor(f"weights/{name}").to(parameter.dtype)
-            setattr(model.get_submodule(owner), leaf, nn.Parameter(values, requires_grad=False))
+    files = Files(folder)
+    for name, parameter in list(model.named_parameters()):
+        owner, _, leaf = name.rpartition(".")
+        values = files.whole(f"weights/{name}").to(parameter.dtype)
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(values, requires_grad=False))
     return Trained(model.eval(), hf_config, run / "model")
 
 

@@ -8,13 +8,14 @@ weights       N(0, init_std); products into the residual stream N(0, init_std / 
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from polyserve.errors import ModelLoadError, TrainingError
@@ -26,6 +27,8 @@ from polyserve.model.weights.load import load_model
 from polyserve.model.weights.resolve import resolve
 from polyserve.tokenizer.base import Tokenizer
 from polyserve_training.config import ModelRecipe, Recipe
+from polyserve_training.parallel import ALONE, Processes, keep_gradients_whole, local, placement_of, shard
+from polyserve_training.tensor_parallel import connect, share_of
 
 _DEFAULT_STD = 0.02
 
@@ -114,18 +117,46 @@ def hf_config_of(model: ModelRecipe, tokenizer: Tokenizer, *, context: int) -> d
     }
 
 
-def build(recipe: Recipe, described: Described, device: torch.device) -> Decoder:
-    """The model with its first weights, ready to be trained."""
+def build(recipe: Recipe, described: Described, device: torch.device, processes: Processes = ALONE) -> Decoder:
+    """The model with its first weights, ready to be trained; of a divided one, this process's part."""
     dtype = torch.bfloat16 if recipe.compute.dtype == "bfloat16" else torch.float32
+    divided = processes.shard or processes.tensor > 1
     if recipe.model.path is None:
-        model = Decoder(described.config, dtype=dtype)
-        _initialise(model, std=recipe.model.init_std or _DEFAULT_STD, seed=recipe.seed, device=device)
-        model = model.to(device)
+        whole = Decoder(described.config, dtype=dtype)
     else:
-        model = load_model(resolve(recipe.model.path), dtype=dtype, device=device)
+        whole = load_model(resolve(recipe.model.path), dtype=dtype, device=torch.device("cpu") if divided else device)
+    first_weight = partial(_first_weight, whole, std=recipe.model.init_std or _DEFAULT_STD, seed=recipe.seed)
+    if divided:
+        model = _part_of(whole, first_weight, device, processes)
+    else:
+        for name, parameter in list(whole.named_parameters()):
+            owner, _, leaf = name.rpartition(".")
+            if parameter.is_meta:
+                setattr(whole.get_submodule(owner), leaf, nn.Parameter(first_weight(name).to(device)))
+        model = whole.to(device)
     make_trainable(model)
     if recipe.compute.recompute:
         recompute_layers(model)
+    return model
+
+
+def _part_of(
+    whole: Decoder, first_weight: Callable[[str], Tensor], device: torch.device, processes: Processes
+) -> Decoder:
+    """This process's part of a model. Nothing of the rest gets memory but one parameter at a time."""
+    model = Decoder(share_of(whole.config, processes.tensor), dtype=whole.dtype)
+    if processes.shard:
+        shard(model, processes)
+    buffers = [(owner, *buffer) for owner in model.modules() for buffer in owner.named_buffers(recurse=False)]
+    model.to_empty(device=device)
+    for owner, name, values in buffers:
+        setattr(owner, name, values.to(device))
+    for name, parameter in model.named_parameters():
+        values = placement_of(name, parameter, model, processes).of(first_weight(name).detach())
+        local(parameter.detach()).copy_(values)
+    if processes.tensor > 1:
+        assert processes.mesh is not None
+        connect(model, processes.mesh["tensor"])
     return model
 
 
@@ -135,6 +166,7 @@ def make_trainable(model: Decoder) -> None:
     for parameter in model.parameters():
         parameter.requires_grad_(True)
         parameter.grad_dtype = torch.float32
+    keep_gradients_whole(model)
 
 
 def recompute_layers(model: Decoder) -> None:
@@ -143,17 +175,17 @@ def recompute_layers(model: Decoder) -> None:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
-def _initialise(model: Decoder, *, std: float, seed: int, device: torch.device) -> None:
-    into_residual = std / math.sqrt(2 * model.config.num_layers)
-    for name, shape in list(model.named_parameters()):
-        owner, _, leaf = name.rpartition(".")
-        if shape.dim() == 1:
-            is_norm = "norm" in owner and leaf == "weight"
-            values = torch.full(shape.shape, 1.0 if is_norm else 0.0)
-        else:
-            spread = into_residual if name.endswith(("attention.out.weight", "mlp.down.weight")) else std
-            values = torch.empty(shape.shape).normal_(0.0, spread, generator=_generator(seed, name))
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(values.to(device, shape.dtype)))
+def _first_weight(whole: Decoder, name: str, *, std: float, seed: int) -> Tensor:
+    """What a parameter begins with: what was loaded for it, else numbers of its own."""
+    parameter = whole.get_parameter(name)
+    if not parameter.is_meta:
+        return parameter
+    if parameter.dim() == 1:
+        is_norm = "norm" in name.rpartition(".")[0] and name.endswith("weight")
+        return torch.full(parameter.shape, 1.0 if is_norm else 0.0, dtype=parameter.dtype)
+    into_residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
+    spread = std / math.sqrt(2 * whole.config.num_layers) if into_residual else std
+    return torch.empty(parameter.shape).normal_(0.0, spread, generator=_generator(seed, name)).to(parameter.dtype)
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

@@ -3,6 +3,7 @@
     m = b1 m + (1 - b1) g     v = b2 v + (1 - b2) g^2
     w = w (1 - lr decay) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 master   w lives in fp32 and is rounded to the weight after each step, so that small steps add up
+parts    a process steps what it holds of each tensor (parallel.py); all of them know the norm of the whole gradient
 keep     a step that is not kept changes nothing, t included; that is decided on the device, without waiting for it
 decay    matrices alone; biases and norms do not decay, as in Megatron
 Source   https://arxiv.org/abs/1711.05101
@@ -12,37 +13,68 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from polyserve.model.decoder import Decoder
 from polyserve_training.config import OptimizerRecipe
+from polyserve_training.parallel import ALONE, Processes, local, placement_of
+from polyserve_training.placement import Part, Placement
 
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
     parameter: nn.Parameter
+    placement: Placement | None  # None: all of the parameter is here, alone
     master: Tensor  # fp32; the parameter itself where that is fp32
     exp_avg: Tensor
     exp_avg_sq: Tensor
     decays: bool
 
+    @property
+    def gradient(self) -> Tensor:
+        assert self.parameter.grad is not None, "every parameter takes part in every step"
+        return local(self.parameter.grad)
+
+    def part(self, tensor: Tensor) -> Tensor | Part:
+        return tensor if self.placement is None else Part(tensor, self.placement)
+
+    def follow(self) -> None:
+        """Round the master weight into the parameter."""
+        with torch.no_grad():
+            local(self.parameter).copy_(self.master)
+
 
 class AdamW:
-    def __init__(self, model: nn.Module, recipe: OptimizerRecipe) -> None:
-        self._recipe = recipe
+    def __init__(self, model: nn.Module, recipe: OptimizerRecipe, processes: Processes = ALONE) -> None:
+        self._recipe, self._processes = recipe, processes
         self._slots: dict[str, _Slot] = {}
         for name, parameter in model.named_parameters():
-            data = parameter.detach()
+            data = local(parameter.detach())
+            placement = None
+            if processes.size > 1:
+                assert isinstance(model, Decoder)
+                placement = placement_of(name, parameter, model, processes)
             master = data if data.dtype == torch.float32 else data.float()
             moments = torch.zeros_like(master), torch.zeros_like(master)
-            self._slots[name] = _Slot(parameter, master, *moments, decays=parameter.dim() > 1)
+            self._slots[name] = _Slot(parameter, placement, master, *moments, decays=parameter.dim() > 1)
         self._device = next(iter(self._slots.values())).master.device
         self.num_kept = torch.zeros((), dtype=torch.float64, device=self._device)  # t
 
-    def gradients(self) -> list[Tensor]:
-        return [self._gradient(slot) for slot in self._slots.values()]
+    def sum_gradients(self, loss: Tensor) -> None:
+        """Add up what processes with other rows found; what is in parts was added up when it was taken apart."""
+        whole = [slot.gradient for slot in self._slots.values() if not isinstance(slot.parameter, DTensor)]
+        self._processes.sum_over_rows([loss, *whole])
 
     def gradient_norm(self) -> Tensor:
         """The norm of all gradients together, a number on the device."""
-        return nn.utils.get_total_norm(self.gradients())
+        if self._processes.size == 1:
+            return nn.utils.get_total_norm([slot.gradient for slot in self._slots.values()])
+        squares = [
+            slot.gradient.square().sum() / slot.placement.copies
+            for slot in self._slots.values()
+            if slot.placement is not None
+        ]
+        return self._processes.sum_over_all(torch.stack(squares).sum()).sqrt()
 
     def step(self, *, lr: float, norm: Tensor, keep: Tensor) -> None:
         """Take a step along the gradients, whose norm was asked for, and forget them.  keep: a bool on the device."""
@@ -55,7 +87,7 @@ class AdamW:
         correction1 = (1 - self._recipe.beta1**t).float()
         correction2 = (1 - self._recipe.beta2**t).float()
         for slot in self._slots.values():
-            grad = torch.where(keep, self._gradient(slot) * scale, 0.0)  # what is not finite does not pass
+            grad = torch.where(keep, slot.gradient * scale, 0.0)  # what is not finite does not pass
             slot.exp_avg.lerp_(grad, (1 - self._recipe.beta1) * kept)
             slot.exp_avg_sq.lerp_(grad.square_(), (1 - self._recipe.beta2) * kept)
             step = (slot.exp_avg_sq / correction2).sqrt_().add_(self._recipe.eps)
@@ -63,25 +95,18 @@ class AdamW:
             if slot.decays:
                 slot.master.mul_(1 - lr * self._recipe.weight_decay * kept)
             slot.master.sub_(step)
-            with torch.no_grad():
-                slot.parameter.copy_(slot.master)
+            slot.follow()
             slot.parameter.grad = None
 
-    @staticmethod
-    def _gradient(slot: _Slot) -> Tensor:
-        assert slot.parameter.grad is not None, "every parameter takes part in every step"
-        return slot.parameter.grad
-
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor | Part]:
         """Everything that a later step depends on, weights included; the tensors themselves."""
-        state = {"num_kept": self.num_kept}
+        state: dict[str, Tensor | Part] = {"num_kept": self.num_kept}
         for name, slot in self._slots.items():
-            state |= {f"weights/{name}": slot.master, f"exp_avg/{name}": slot.exp_avg}
-            state |= {f"exp_avg_sq/{name}": slot.exp_avg_sq}
+            state |= {f"weights/{name}": slot.part(slot.master), f"exp_avg/{name}": slot.part(slot.exp_avg)}
+            state |= {f"exp_avg_sq/{name}": slot.part(slot.exp_avg_sq)}
         return state
 
     def weights_follow(self) -> None:
         """Round the master weights into the model, after `state` was written to."""
-        with torch.no_grad():
-            for slot in self._slots.values():
-                slot.parameter.copy_(slot.master)
+        for slot in self._slots.values():
+            slot.follow()

@@ -30,7 +30,7 @@ from polyserve_training.config import Recipe
 from polyserve_training.curriculum import Curriculum
 from polyserve_training.data.packing import TextRows
 from polyserve_training.model import Described, build, describe, flops_per_token
-from polyserve_training.parallel import Processes, join
+from polyserve_training.parallel import ALONE, Processes, join
 from polyserve_training.recipe import as_values
 from polyserve_training.run_log import Done, RunLog
 from polyserve_training.sources import open_sources, open_texts
@@ -38,10 +38,16 @@ from polyserve_training.trainer import StepResult, Trainer
 from polyserve_training.validation import validate
 
 _log = get_logger("polyserve.training")
-ALONE = Processes()
 # What may be different when a run goes on. Those of the second row change bits, though not what is learned: it is said
 _MAY_CHANGE = ("run", "checkpoints", "validation", "compute.peak_tflops")
-_CHANGE_BITS = ("compute.device", "compute.backend", "compute.threads", "compute.recompute", "batch.micro_rows")
+_CHANGE_BITS = (
+    "compute.device",
+    "compute.backend",
+    "compute.threads",
+    "compute.recompute",
+    "batch.micro_rows",
+    "parallel",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,7 @@ def train(recipe: Recipe) -> str | None:
     """Run to the end and return the SHA-256 of weights and optimiser, in the first process; in others None.
 
     Raises TrainingError or ModelLoadError."""
-    processes = join()
+    processes = join(recipe.parallel, _device(recipe.compute.device).type)
     try:
         return _train(prepare(recipe, processes), processes)
     except OSError as error:  # a full disk, or data that has gone
@@ -73,36 +79,42 @@ def train(recipe: Recipe) -> str | None:
 def _train(prepared: Prepared, processes: Processes) -> str | None:
     recipe = prepared.recipe
     checkpoints = Checkpoints(
-        Path(recipe.run), keep=recipe.checkpoints.keep, asynchronous=recipe.checkpoints.asynchronous
+        Path(recipe.run),
+        keep=recipe.checkpoints.keep,
+        asynchronous=recipe.checkpoints.asynchronous,
+        processes=processes,
     )
     latest = checkpoints.latest()
     first = 0 if latest is None else _check_same_run(latest, prepared.identity)
     for stage, rows in groupby(prepared.curriculum.table(), key=lambda row: row.stage):
         _log.info("stage %s: %s", stage, ", ".join(f"{x.stream} {x.share:.1%} ({x.epochs:.2f} epochs)" for x in rows))
-    model = build(recipe, prepared.described, prepared.device)
+    model = build(recipe, prepared.described, prepared.device, processes)
     trainer = Trainer(model, recipe, processes)
     if latest is not None:
-        restore(latest, trainer.state())
+        restore(latest, trainer.state(), processes)
         trainer.optimizer.weights_follow()
         _log.info("going on after step %d, from %s", first, latest)
     processes.total(0)  # all have read what there was before the first one writes
-    if not processes.first:
-        _steps(prepared, trainer, first, processes, None)
-        return None
+    log = _open_log(prepared, first) if processes.first else None
+    try:
+        _Run(prepared, trainer, checkpoints, processes, log).steps(first)
+    finally:
+        if log is not None:
+            log.close()
+    checkpoints.wait()
+    return digest(checkpoints.at(None)) if processes.first else None
+
+
+def _open_log(prepared: Prepared, first: int) -> RunLog:
+    recipe = prepared.recipe
     _write_model_folder(Path(recipe.run) / "model", prepared)
-    log = RunLog(
+    return RunLog(
         Path(recipe.run),
         num_steps=recipe.num_steps,
         first=first,
         flops_per_token=flops_per_token(prepared.described.config, context=recipe.batch.context),
         peak_tflops=recipe.compute.peak_tflops,
     )
-    try:
-        _steps(prepared, trainer, first, processes, _Record(prepared, trainer, log, checkpoints))
-    finally:
-        log.close()
-    checkpoints.wait()
-    return digest(trainer.state())
 
 
 def prepare(recipe: Recipe, processes: Processes = ALONE) -> Prepared:
@@ -136,58 +148,65 @@ def prepare(recipe: Recipe, processes: Processes = ALONE) -> Prepared:
         "chat_template": template,
         "numerics": f"{numerics_id(device)}-threads{torch.get_num_threads()}-processes{processes.size}",
     }
-    curriculum = Curriculum(recipe, sources.streams, rank=processes.rank, size=processes.size)
+    curriculum = Curriculum(recipe, sources.streams, rank=processes.data_rank, size=processes.data)
     return Prepared(recipe, described, validation, template, curriculum, device, identity)
 
 
-def _steps(prepared: Prepared, trainer: Trainer, first: int, processes: Processes, record: "_Record | None") -> None:
-    """Every step that is left. The next batch is read while one computes.  record: of the first process."""
-    curriculum, num_steps = prepared.curriculum, prepared.recipe.num_steps
-    with ThreadPoolExecutor(1) as reader, _stop_signals() as came:
-        ahead = reader.submit(curriculum.batch, first) if first < num_steps else None
-        for step in range(first, num_steps):
-            assert ahead is not None
-            parts = ahead.result()
-            ahead = reader.submit(curriculum.batch, step + 1) if step + 1 < num_steps else None
-            result = trainer.step(step, parts)
-            stopped = processes.total(len(came)) > 0
-            if record is not None:
-                record.after(step + 1, result, stopped=stopped)
-            if stopped:
-                raise KeyboardInterrupt
-
-
 @dataclass(frozen=True, slots=True)
-class _Record:
-    """What the first process writes after a step."""
+class _Run:
+    """What all processes do together; the first one says it."""
 
     prepared: Prepared
     trainer: Trainer
-    log: RunLog
     checkpoints: Checkpoints
+    processes: Processes
+    log: RunLog | None  # of the first
 
-    def after(self, number: int, result: StepResult, *, stopped: bool) -> None:
+    def steps(self, first: int) -> None:
+        """Every step that is left. The next batch is read while one computes."""
+        curriculum, num_steps = self.prepared.curriculum, self.prepared.recipe.num_steps
+        with ThreadPoolExecutor(1) as reader, _stop_signals() as came:
+            ahead = reader.submit(curriculum.batch, first) if first < num_steps else None
+            for step in range(first, num_steps):
+                assert ahead is not None
+                parts = ahead.result()
+                ahead = reader.submit(curriculum.batch, step + 1) if step + 1 < num_steps else None
+                result = self.trainer.step(step, parts)
+                stopped = self.processes.total(len(came)) > 0
+                self._after(step + 1, result, stopped=stopped)
+                if stopped:
+                    raise KeyboardInterrupt
+
+    def _after(self, number: int, result: StepResult, *, stopped: bool) -> None:
         """number: steps that are done.  stopped: this was the last one for now."""
         recipe, curriculum = self.prepared.recipe, self.prepared.curriculum
-        self.log.step(Done(number, curriculum.stage_of(number - 1), result, curriculum.samples(number - 1)))
+        if self.log is not None:
+            self.log.step(Done(number, curriculum.stage_of(number - 1), result, curriculum.samples(number - 1)))
         last = number == recipe.num_steps
         if recipe.validation is not None and (last or number % recipe.validation.every == 0):
             self._validate(number, recipe.validation.rows)
         if last or stopped or number % recipe.checkpoints.every == 0:
-            self.log.flush()
-            self.checkpoints.save(number, self.trainer.state(), self.prepared.identity | {"step": number})
-            self.log.pause()
+            self._save(number)
         if stopped:
             self.checkpoints.wait()
             _log.info("stopped after step %d; the same command goes on from there", number)
 
+    def _save(self, number: int) -> None:
+        if self.log is not None:
+            self.log.flush()
+        self.checkpoints.save(number, self.trainer.state(), self.prepared.identity | {"step": number})
+        if self.log is not None:
+            self.log.pause()
+
     def _validate(self, number: int, rows: int) -> None:
-        self.log.flush()
-        found = validate(self.trainer.model, self.prepared.validation, rows=rows)
-        self.log.write({"step": number, "validation": {name: asdict(loss) for name, loss in found.items()}})
+        if self.log is not None:
+            self.log.flush()
+        found = validate(self.trainer.model, self.prepared.validation, rows=rows, processes=self.processes)
         each = ", ".join(f"{name} {x.loss:.3f} ({x.bits_per_byte:.3f} bits/byte)" for name, x in found.items())
         _log.info("validation after step %d: %s", number, each)
-        self.log.pause()
+        if self.log is not None:
+            self.log.write({"step": number, "validation": {name: asdict(loss) for name, loss in found.items()}})
+            self.log.pause()
 
 
 def _check_same_run(latest: Path, identity: Mapping[str, Any]) -> int:

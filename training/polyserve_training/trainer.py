@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from polyserve.model.decoder import Decoder
 from polyserve.model.forward_context import PackedContext
@@ -18,7 +19,8 @@ from polyserve_kernels import ops
 from polyserve_training.config import Recipe
 from polyserve_training.data.packing import IGNORED, Packed
 from polyserve_training.optimizer import AdamW
-from polyserve_training.parallel import Processes
+from polyserve_training.parallel import ALONE, Processes
+from polyserve_training.placement import Part
 from polyserve_training.schedule import learning_rate
 from polyserve_training.spikes import SpikeGuard
 
@@ -35,23 +37,24 @@ class StepResult:
 
 
 class Trainer:
-    def __init__(self, model: Decoder, recipe: Recipe, processes: Processes | None = None) -> None:
+    def __init__(self, model: Decoder, recipe: Recipe, processes: Processes = ALONE) -> None:
         """processes: those that take this model's steps together."""
-        self.model, self._recipe = model, recipe
-        self._processes = processes or Processes()
+        self.model, self._recipe, self._processes = model, recipe, processes
         self.device = _head(model).device
-        self.optimizer = AdamW(model, recipe.optimizer)
+        self.optimizer = AdamW(model, recipe.optimizer, processes)
         self._guard = SpikeGuard(recipe.spikes, self.device)
 
     def step(self, number: int, parts: Sequence[Packed]) -> StepResult:
         """Learn from this process's parts of step `number`, counted from 0."""
-        num_valid = self._processes.total(sum(part.num_valid for part in parts))
+        everywhere = self._processes.total(sum(part.num_valid for part in parts))
+        num_valid = int(everywhere) // self._processes.tensor  # whose processes have the same parts
         loss = torch.zeros((), device=self.device)
         for part in parts:
-            part_loss = token_losses(self.model, part, z_loss=self._recipe.z_loss).sum() / max(num_valid, 1)
+            losses = token_losses(self.model, part, z_loss=self._recipe.z_loss, group=self._processes.tensor_group)
+            part_loss = losses.sum() / max(num_valid, 1)
             part_loss.backward()  # type: ignore[no-untyped-call]
             loss += part_loss.detach()
-        self._processes.sum_up([loss, *self.optimizer.gradients()])
+        self.optimizer.sum_gradients(loss)
         norm = self.optimizer.gradient_norm()
         kept = self._guard.judge(number, loss, norm)
         lr = learning_rate(
@@ -63,26 +66,29 @@ class Trainer:
         self.optimizer.step(lr=lr, norm=norm, keep=kept)
         return StepResult(loss, norm, kept, lr, num_valid)
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor | Part]:
         """Everything that later steps depend on but their number; the tensors themselves."""
-        return self.optimizer.state() | self._guard.state()
+        return {**self.optimizer.state(), **self._guard.state()}
 
 
-def token_losses(model: Decoder, part: Packed, *, z_loss: float = 0.0) -> Tensor:
-    """[T] float32, 0 where there is nothing to learn. Without z-loss, the negative of the server's log-probability."""
-    head = _head(model)
+def token_losses(model: Decoder, part: Packed, *, z_loss: float = 0.0, group: ProcessGroup | None = None) -> Tensor:
+    """[T] float32, 0 where there is nothing to learn. Without z-loss, the negative of the server's log-probability.
+
+    group: processes that divide the model's layers and vocabulary."""
+    device = _head(model).device
     token_ids, positions, bounds, targets = (
-        torch.from_numpy(array).to(head.device, non_blocking=True)
+        torch.from_numpy(array).to(device, non_blocking=True)
         for array in (part.token_ids, part.positions, part.cu_seqlens, part.targets)
     )
     hidden = model(token_ids, positions, PackedContext(bounds))
     return ops.linear_cross_entropy(
         hidden,
-        head,
+        _head(model),  # which the forward pass has gathered, if it is divided
         targets,
         ignore_index=IGNORED,
         z_loss=z_loss,
         soft_cap=model.config.final_soft_cap,
+        group=group,
     )
 
 

@@ -49,7 +49,11 @@ class PolyServeService(PolyServeServicer):
             prompt = _prompt(request)
             options = sampling_options(request.params)
             admitted = await self._frontend.admit_prompts(
-                f"gen-{uuid.uuid4().hex}", [prompt], options, tenant=self._tenant(context)
+                f"gen-{uuid.uuid4().hex}",
+                [prompt],
+                options,
+                tenant=self._tenant(context),
+                timeout_s=context.time_remaining(),
             )
             async with aclosing(self._events(admitted, pb.GenerateResponse)) as events:
                 async for event in events:
@@ -64,7 +68,11 @@ class PolyServeService(PolyServeServicer):
             self._frontend.check_model(request.model or None)
             options = sampling_options(request.params)
             admitted = await self._frontend.admit_chat(
-                f"chat-{uuid.uuid4().hex}", conversation(request), options, tenant=self._tenant(context)
+                f"chat-{uuid.uuid4().hex}",
+                conversation(request),
+                options,
+                tenant=self._tenant(context),
+                timeout_s=context.time_remaining(),
             )
             async with aclosing(self._events(admitted, pb.ChatResponse)) as events:
                 async for event in events:
@@ -153,7 +161,8 @@ async def errors_as_status(context: grpc.aio.ServicerContext) -> AsyncIterator[N
     try:
         yield
     except PolyServeError as error:
-        await context.abort(grpc.StatusCode[status_of(error).grpc], error.message)
+        trailer = () if error.retry_after_s is None else (("retry-after", str(error.retry_after_s)),)
+        await context.abort(grpc.StatusCode[status_of(error).grpc], error.message, trailer)
     except Exception:
         log.exception("a call met a fault of the server")
         fault = InternalError("the server met an internal error")

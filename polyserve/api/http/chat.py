@@ -15,8 +15,10 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 
 from polyserve.api.frontend import Admitted, Frontend, Usage
+from polyserve.api.http.answers import ChatCompletion, answers
 from polyserve.api.http.authentication import tenant_of
 from polyserve.api.http.body import JsonRoute, json_response
+from polyserve.api.http.deadline import timeout_of
 from polyserve.api.http.envelope import ending, envelope, usage_object
 from polyserve.api.http.events import Chunks, EventStream, while_connected
 from polyserve.api.http.logprobs import chat_logprobs, prompt_logprobs
@@ -29,14 +31,19 @@ def chat_router(frontend: Frontend) -> APIRouter:
     """The route of this file, for one served model."""
     router = APIRouter(route_class=JsonRoute)
 
-    @router.post("/v1/chat/completions")
+    @router.post("/v1/chat/completions", responses=answers(ChatCompletion, streams=True))
     async def create_chat_completion(body: ChatBody, request: Request) -> Response:
         frontend.check_model(body.model)
         shown = body.usage_chunks()
         request_id = f"chatcmpl-{uuid.uuid4().hex}"
         conversation = body.conversation(body.messages)
         admitted = await frontend.admit_chat(
-            request_id, conversation, body.options(), renamed=body.renamed(), tenant=tenant_of(request)
+            request_id,
+            conversation,
+            body.options(),
+            renamed=body.renamed(),
+            tenant=tenant_of(request),
+            timeout_s=timeout_of(request),
         )
         answer = _Answer(frontend, body, admitted)
         if body.stream:

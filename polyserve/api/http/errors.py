@@ -21,7 +21,9 @@ def error_object(error: PolyServeError) -> dict[str, object]:
 
 def error_response(error: PolyServeError) -> Response:
     """The same as a whole answer."""
-    headers = {"www-authenticate": "Bearer"} if isinstance(error, Unauthenticated) else None
+    headers = {"www-authenticate": "Bearer"} if isinstance(error, Unauthenticated) else {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(error.retry_after_s)
     return json_response(error_object(error), status=status_of(error).http, headers=headers)
 
 

@@ -3,9 +3,9 @@
 A check raises `invalid(...)`, whose message goes on after the field's name.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import orjson
 from pydantic import (
@@ -22,16 +22,13 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from polyserve.api.http.sentences import described
+from polyserve.sampling_params import RANGES, SamplingParams
 
+SAMPLING = {field.name: field for field in fields(SamplingParams)}
+RENAMED = {"max_completion_tokens": "max_tokens", "top_logprobs": "logprobs"}  # fields with the range of another
 MAX_METADATA_CHARACTERS = 512
 MAX_METADATA_ENTRIES = 16
 MAX_METADATA_KEY_CHARACTERS = 64
-
-
-class Body(BaseModel):
-    """A JSON object. A string below a field is its description."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Metadata(Enum):
@@ -42,6 +39,31 @@ class Metadata(Enum):
 
 
 ACCEPTED, ECHOED = Metadata.ACCEPTED, Metadata.ECHOED
+
+
+def _describe(schema: dict[str, Any], model: type[BaseModel]) -> None:
+    """Add to the JSON schema what becomes of each field, and what SamplingParams says of those that it has."""
+    for name, described_field in schema.get("properties", {}).items():
+        described_field.pop("title", None)
+        marks = model.model_fields[name].metadata
+        metadata = next((mark.value for mark in marks if isinstance(mark, Metadata)), "honoured")
+        described_field["x-support"] = "refused" if any(isinstance(mark, Only) for mark in marks) else metadata
+        if name in SAMPLING and "description" not in described_field:
+            described_field["description"] = SAMPLING[name].metadata["help"]
+            if isinstance(SAMPLING[name].default, int | float):
+                described_field["default"] = SAMPLING[name].default
+        limit = RANGES.get(RENAMED.get(name, name))
+        for kind in described_field.get("anyOf", ()):
+            if limit is not None and kind.get("type") in ("integer", "number"):
+                kind |= {"exclusiveMinimum" if limit.open_low else "minimum": limit.low, "maximum": limit.high}
+
+
+class Body(BaseModel):
+    """A JSON object. A string below a field is its description."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", use_attribute_docstrings=True, json_schema_extra=cast(Any, _describe)
+    )
 
 
 def invalid(message: str) -> PydanticCustomError:

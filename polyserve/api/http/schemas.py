@@ -9,7 +9,7 @@ default everywhere. Ranges are checked in SamplingParams, which gRPC and Python 
 A field of SamplingParams has its description there.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import JsonValue
@@ -17,6 +17,7 @@ from pydantic import JsonValue
 from polyserve.api.http.fields import (
     ACCEPTED,
     ECHOED,
+    SAMPLING,
     Body,
     Label,
     LogitBias,
@@ -28,9 +29,6 @@ from polyserve.api.http.fields import (
 )
 from polyserve.api.http.messages import ConversationBody, MessageBody
 from polyserve.errors import InvalidRequest
-from polyserve.sampling_params import SamplingParams
-
-SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingParams))
 
 
 class StreamOptions(Body):
@@ -83,6 +81,7 @@ class GenerationBody(Body):
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
     cache_salt: str | None = None
+    priority: int | None = None
     return_token_ids: bool | None = None
     """Give the ids of the prompt (`prompt_token_ids`) and of the answer (`token_ids`) as well."""
     # metadata
@@ -90,7 +89,7 @@ class GenerationBody(Body):
 
     def options(self) -> dict[str, Any]:
         """Those fields of SamplingParams that the client gave."""
-        given = ((name, getattr(self, name, None)) for name in SAMPLING_FIELDS)
+        given = ((name, getattr(self, name, None)) for name in SAMPLING)
         return {name: value for name, value in given if value is not None}
 
     def usage_chunks(self) -> UsageChunks:
@@ -125,8 +124,10 @@ class ChatBody(GenerationBody, ConversationBody):
 
     messages: list[MessageBody]
     """The conversation, which the model's chat template writes out."""
+    max_tokens: int | None = None
+    """Most tokens of an answer; default: as many as the model's length allows."""
     max_completion_tokens: int | None = None
-    """The newer name of `max_tokens`, and goes before it; default: as many as the model's length allows."""
+    """The newer name of `max_tokens`, and goes before it."""
     logprobs: bool | None = None
     """Give the log-probability of each token."""
     top_logprobs: int | None = None

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from fastapi import APIRouter, Response
 
 from polyserve.api.frontend import Frontend, Prompt
+from polyserve.api.http.answers import DetokenizeAnswer, TokenizeAnswer, answers
 from polyserve.api.http.body import JsonRoute, json_response
 from polyserve.api.http.schemas import DetokenizeBody, TokenizeBody
 from polyserve.errors import InvalidRequest
@@ -18,7 +19,7 @@ def tokenizer_router(frontend: Frontend) -> APIRouter:
     """The routes of this file, for one served model."""
     router = APIRouter(route_class=JsonRoute)
 
-    @router.post("/tokenize")
+    @router.post("/tokenize", responses=answers(TokenizeAnswer))
     async def tokenize(body: TokenizeBody) -> Response:
         frontend.check_model(body.model)
         token_ids = (await _read(frontend, body)).token_ids
@@ -28,7 +29,7 @@ def tokenizer_router(frontend: Frontend) -> APIRouter:
             value["token_strs"] = await asyncio.to_thread(_token_strings, frontend, token_ids)
         return json_response(value)
 
-    @router.post("/detokenize")
+    @router.post("/detokenize", responses=answers(DetokenizeAnswer))
     async def detokenize(body: DetokenizeBody) -> Response:
         frontend.check_model(body.model)
         skips = bool(body.skip_special_tokens)

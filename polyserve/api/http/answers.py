@@ -1,0 +1,184 @@
+"""What clients are sent, field by field: OpenAI's objects, and beside them what a comment below a field explains.
+
+These describe the answers in `/openapi.json` and `docs/api.md`, and tests hold answers to them. Endpoints build plain
+dictionaries, which cost several times less, for every token.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+FinishReason = Literal["stop", "length"]
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class CachedTokens(Answer):
+    cached_tokens: int
+
+
+class UsageObject(Answer):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens
+
+
+class TopLogprobObject(Answer):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+    """Null for a token that is not in the text."""
+
+
+class LogprobObject(TopLogprobObject):
+    top_logprobs: list[TopLogprobObject]
+
+
+class ChatLogprobs(Answer):
+    content: list[LogprobObject]
+    refusal: None
+
+
+class RankedLogprob(Answer):
+    logprob: float
+    rank: int | None
+    """Null for the prompt's own token where it is none of the likeliest."""
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, RankedLogprob] | None]
+
+
+class LegacyLogprobsObject(Answer):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class MessageObject(Answer):
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+
+
+class ChoiceObject(Answer):
+    """What choices of both kinds have."""
+
+    index: int
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None = None
+    """The stop string or stop token of the request that ended the choice."""
+    token_ids: list[int] | None = None
+    """With `return_token_ids`."""
+
+
+class ChatChoice(ChoiceObject):
+    message: MessageObject
+    logprobs: ChatLogprobs | None
+
+
+class Envelope(Answer):
+    """What whole answers and chunks have in common."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    """The numerics id: with the same one and the same seed, the same request has the same answer."""
+
+
+class ChatEnvelope(Envelope):
+    service_tier: Literal["default"] | None = None
+    prompt_token_ids: list[int] | None = None
+    """With `return_token_ids`."""
+    prompt_logprobs: PromptLogprobs | None = None
+    """With `prompt_logprobs`: by token id, at each place of the prompt."""
+
+
+class ChatCompletion(ChatEnvelope):
+    """The answer to a conversation."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: UsageObject
+    metadata: dict[str, str] | None = None
+
+
+class Delta(Answer):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    refusal: None = None
+
+
+class ChatChunkChoice(ChoiceObject):
+    delta: Delta
+    logprobs: ChatLogprobs | None
+
+
+class ChatCompletionChunk(ChatEnvelope):
+    """One event of a streamed answer to a conversation."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice]
+    usage: UsageObject | None = None
+
+
+class CompletionChoice(ChoiceObject):
+    text: str
+    logprobs: LegacyLogprobsObject | None
+    prompt_token_ids: list[int] | None = None
+    """With `return_token_ids`."""
+    prompt_logprobs: PromptLogprobs | None = None
+    """With `prompt_logprobs`: by token id, at each place of the prompt."""
+
+
+class Completion(Envelope):
+    """The continuation of prompts, or one event of a streamed one."""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+    usage: UsageObject | None = None
+
+
+class Model(Answer):
+    """The served model under one of its names."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int
+    """Most tokens of a prompt and its answer."""
+
+
+class ModelList(Answer):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class TokenizeAnswer(Answer):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+    """With `return_token_strs`."""
+
+
+class DetokenizeAnswer(Answer):
+    prompt: str
+
+
+class Health(Answer):
+    status: Literal["ok"]
+
+
+def answers(model: type[Answer], *, streams: bool = False) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route whose answer is a `model`, or events that are described in words."""
+    described: dict[str, Any] = {"model": model, "description": model.__doc__ or model.__name__}
+    if streams:
+        described["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+    return {200: described}
