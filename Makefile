@@ -22,7 +22,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint format format-check types proto proto-check docs kernels-report kernels-check bench clean
+.PHONY: help serve test beams lint format format-check types proto proto-check docs kernels-report kernels-check bench clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ serve: $(VENV)/.serve  ## serve MODEL=smollm2 on HOST=127.0.0.1, PORT=8000 (HTTP
 
 test: $(VENV)/.dev  ## run the tests, or those under TESTS=tests/...
 	@$(BIN)/python -m pytest -q -m "not slow" --numprocesses 2 $(TESTS)
+
+beams: $(VENV)/.dev  ## compare beam search with transformers: 50 prompts, 1, 4 and 8 beams, all settings; half an hour
+	@$(BIN)/python -m pytest -q -s -m slow tests/engine/test_beams_against_transformers.py
 
 lint: $(VENV)/.dev  ## look for faults
 	@$(BIN)/ruff check .

@@ -5,7 +5,7 @@ Order, for one token   logits -> repetition penalty -> frequency and presence pe
 Log-probabilities that are reported are the model's own: before any of these.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from polyserve.config import option
@@ -165,6 +165,13 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0 or self.use_beam_search
+
+    @property
+    def drawn(self) -> "SamplingParams":
+        """What the engine is asked where n answers are picked among best_of: all of them, with log-probabilities."""
+        if self.use_beam_search or self.num_beams == self.n:
+            return self
+        return replace(self, n=self.num_beams, best_of=None, logprobs=self.logprobs or 0)
 
     @property
     def num_beams(self) -> int:

@@ -9,7 +9,7 @@ length ** length_penalty, its last token counted.
 Of all candidates the best `num_beams` that go on are the next beams. Of the best `num_beams` alone those that end
 (stop token, or as long as allowed) become answers, and the best `num_beams` answers are kept. While fewer than these
 are found the search goes on. Then it ends, by `early_stopping`:
-    true    at once
+    true    at once, as with one beam in any case: that is greedy
     false   when the best beam's score at its present length is no better than the worst answer's
     never   when its total over the longest possible length ** length_penalty is not (the present one, if that is <= 0)
 Source  the rules of `transformers`' beam search, of which the ids are the same
@@ -118,7 +118,7 @@ class BeamSearch:
         params = self._params
         if len(self._answers) < params.num_beams:
             return False
-        if params.early_stopping is True:
+        if params.early_stopping is True or params.num_beams == 1:
             return True
         at_any_length = params.early_stopping == "never" and params.length_penalty > 0
         length = self._max_tokens if at_any_length else len(self.beams[0].tokens)

@@ -138,7 +138,7 @@ class Engine:
         if num_beams > self._max_beams:
             message = f"{name} must be at most {self._max_beams} with use_beam_search on this server, got {num_beams}"
             raise InvalidRequest(message, param=name)
-        if self._scheduler.room_for(request) < 1:
+        if self._scheduler.room_for(request) < 1 and request.params.max_tokens != 0:
             message = f"the KV cache has no room for {num_beams} beams of a prompt of {len(request.prompt_ids)} tokens"
             raise InvalidRequest(message, param="prompt")
 

@@ -34,6 +34,7 @@ from polyserve.engine.block_manager import BlockManager
 from polyserve.engine.sequence import Sequence
 from polyserve.engine.step import NONE_ALLOWED, Candidate, Chunk, NewSequence, Sampled, Step, StepResult
 from polyserve.request import FinishReason, Request, SequenceOutput
+from polyserve.sampling_params import SamplingParams
 
 LEAST_PROMPT_TOKENS = 16  # in a step that is shortened for those that decode
 
@@ -97,7 +98,7 @@ class Scheduler:
         assert request.request_id not in self._requests, f"request id {request.request_id!r} is in use"
         params, room = request.params, self.room_for(request)
         answered = request.answered or {choice: [] for choice in range(params.n)}
-        has_beams = params.use_beam_search and params.max_tokens != 0
+        has_beams = _has_beams(params)
         if has_beams:
             answered = {slot: [] for slot in range(params.num_beams)}  # the search begins anew, and takes the same way
         choices = [
@@ -128,7 +129,7 @@ class Scheduler:
         """How long an answer can be at most: by the model's length, and by the blocks that beams need in the end."""
         prompt_len, params = len(request.prompt_ids), request.params
         room = self._max_model_len - prompt_len
-        return min(room, self._blocks.room_for_forks(prompt_len, params.num_beams)) if params.use_beam_search else room
+        return min(room, self._blocks.room_for_forks(prompt_len, params.num_beams)) if _has_beams(params) else room
 
     def abort(self, request_id: str, choice: int | None = None) -> None:
         """Forget one choice of a request, or all, without another word. An unknown id has just ended; it is ignored."""
@@ -418,6 +419,10 @@ class Scheduler:
 def _rank(seq: Sequence) -> tuple[int, int]:
     """Smaller is served first, and keeps its blocks longer."""
     return seq.params.priority, seq.seq_id
+
+
+def _has_beams(params: SamplingParams) -> bool:
+    return params.use_beam_search and params.max_tokens != 0
 
 
 def _donor_of(seq: Sequence, siblings: Iterable[Sequence]) -> tuple[Sequence, int] | None:

@@ -45,7 +45,7 @@ def test_nothing_leaks_and_nothing_shared_is_written(name, overlaps):
         kind = rng.random()
         if kind < 0.22 and len(live) < 20:
             request = _random_request(rng, f"r{number}", engine.max_model_len)
-            if engine.scheduler.room_for(request) < 1 and request.params.max_tokens != 0:
+            if engine.scheduler.room_for(request) < 1 and request.params.use_beam_search:
                 continue  # the engine refuses it
             live[request.request_id] = requests[request.request_id] = request
             engine.scheduler.add(request)
@@ -92,7 +92,7 @@ def _random_request(rng: random.Random, request_id: str, max_model_len: int) -> 
             ignore_eos=rng.random() < 0.5,
             max_tokens=limit,
             n=rng.choice([1, 1, 2]),
-            best_of=rng.choice([2, 3, 4]),
+            best_of=rng.choice([2, 2, 3, 4]),
             use_beam_search=True,
             early_stopping=rng.choice([True, False, "never"]),
             length_penalty=rng.choice([1.0, 0.0, 2.0, -0.5]),

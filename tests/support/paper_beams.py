@@ -33,7 +33,7 @@ def beam_answers(request: Request, max_tokens: int) -> list[list[int]]:
         beams = [pair for pair in everything if pair[1][-1] not in stop_ids and length < limit][:width]
         if len(done) == width and beams:
             far = limit if params.early_stopping == "never" and penalty > 0 else length
-            hope = -math.inf if params.early_stopping is True else beams[0][0] / far**penalty
+            hope = -math.inf if params.early_stopping is True or width == 1 else beams[0][0] / far**penalty
             if hope <= done[-1][0]:
                 break
     return [answer for _, answer in done[: params.n]]
