@@ -12,7 +12,8 @@ import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Any
 
 from polyserve.api.conversation import Conversation
@@ -45,6 +46,13 @@ class Admitted:
     @property
     def num_choices(self) -> int:
         return len(self.prompts) * self.params.n
+
+    def own_params(self) -> SamplingParams:
+        """The parameters with the tenant in their salt: how fast an answer comes tells nothing of others' prompts."""
+        if self.tenant is None:
+            return self.params
+        salt = blake2b(f"{self.tenant}\0{self.params.cache_salt or ''}".encode(), digest_size=16).hexdigest()
+        return replace(self.params, cache_salt=salt)
 
 
 @dataclass(slots=True)
@@ -125,19 +133,22 @@ class Frontend:
         options: Mapping[str, Any],
         *,
         echo: bool = False,
+        renamed: Mapping[str, str] | None = None,
         tenant: str | None = None,
         timeout_s: float | None = None,
     ) -> Admitted:
         """Check a completion. `options` are those fields of SamplingParams that the client gave.
 
+        renamed: what the protocol calls some of the options, for errors that name them.
         timeout_s: how long it may take, if that is less than this server's own limit.
         """
-        async with self._admitting(timeout_s) as (arrived, deadline):
+        async with self._admitting(timeout_s, renamed or {}) as (arrived, deadline):
             params = self._sampling_params(options, scores_prompt=echo)
             self.limits.check_prompts(prompts, params)
             for text in prompts:
                 if isinstance(text, str):
                     self.limits.check_length(len(text.encode(errors="replace")), max_model_len=self.llm.max_model_len)
+            await self.llm.check_grammar(params)
             read = [await self.read_prompt(prompt) for prompt in prompts]
             for prompt in read:
                 self.llm.check(prompt.token_ids, params)
@@ -155,28 +166,30 @@ class Frontend:
         tenant: str | None = None,
         timeout_s: float | None = None,
     ) -> Admitted:
-        """Check a chat request. `renamed`: what the protocol calls some of the options, for errors that name them."""
-        names = {"prompt": "messages", **(renamed or {})}
-        async with self._admitting(timeout_s) as (arrived, deadline):
-            with naming(names):
-                params = self._sampling_params({"max_tokens": None, **options})
-                self.limits.check_length(conversation.num_bytes, max_model_len=self.llm.max_model_len)
-                prompt = await self.read_conversation(conversation)
-                self.llm.check(prompt.token_ids, params)
+        """Check a chat request. `renamed` is as for `admit_prompts`."""
+        async with self._admitting(timeout_s, {"prompt": "messages", **(renamed or {})}) as (arrived, deadline):
+            params = self._sampling_params({"max_tokens": None, **options})
+            self.limits.check_length(conversation.num_bytes, max_model_len=self.llm.max_model_len)
+            await self.llm.check_grammar(params)
+            prompt = await self.read_conversation(conversation)
+            self.llm.check(prompt.token_ids, params)
         return Admitted(
             request_id=request_id, prompts=[prompt], params=params, arrived=arrived, deadline=deadline, tenant=tenant
         )
 
     @asynccontextmanager
-    async def _admitting(self, timeout_s: float | None) -> AsyncIterator[tuple[float, float]]:
-        """The time of arrival and the deadline, which also ends what is done inside."""
+    async def _admitting(
+        self, timeout_s: float | None, renamed: Mapping[str, str]
+    ) -> AsyncIterator[tuple[float, float]]:
+        """The time of arrival and the deadline, which also ends what is done inside. `naming` is for its errors."""
         self._check_open()
         self.llm.admission.check_room()
         arrived = time.monotonic()
         limit_s = self.request_timeout_s if timeout_s is None else min(timeout_s, self.request_timeout_s)
         try:
             async with asyncio.timeout(limit_s if limit_s < math.inf else None):
-                yield arrived, arrived + limit_s
+                with naming(renamed):
+                    yield arrived, arrived + limit_s
         except TimeoutError:
             raise DeadlineExceeded(f"the request was not read in {limit_s:g} s, the time it was given") from None
 
@@ -257,7 +270,7 @@ class Frontend:
                 admission.close(ticket)
 
     async def _run_prompt(self, request: Admitted, index: int, ticket: Ticket) -> AsyncGenerator[ChoiceDelta, None]:
-        prompt, params = request.prompts[index], request.params
+        prompt, params = request.prompts[index], request.own_params()
         request_id = f"{request.request_id}-{index}"
         stream = self.llm.generate(request_id, prompt.token_ids, params, ticket=ticket, deadline=request.deadline)
         with self.metrics.request(request.arrived, len(prompt.token_ids), params.n) as record:

@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from functools import partial
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from polyserve.api.frontend import Frontend
 from polyserve.api.grpc.server import GrpcServer
 from polyserve.api.http.app import create_app
 from polyserve.api.http.protocol import GuardedProtocol
+from polyserve.api.http.request_id import RequestId
 from polyserve.api.ports import BACKLOG, authority
 from polyserve.api.protection import Protection
 from polyserve.api.stop import EXIT_FAILED, EXIT_STOPPED, Stop, unless
@@ -43,18 +44,21 @@ async def serve(
     announce: Callable[[str], None],
     drain_timeout_s: float,
     protection: Protection | None = None,
+    access_log: bool = False,
 ) -> int:
     """Answer over both protocols until a stop is asked for or there is no engine any more. Returns the exit code.
 
     announce: called once, with the ready line, when both answer.  drain_timeout_s: how long requests may take after a
     stop was asked for, unless it was asked for twice; those that still run then end with an error, which their clients
-    are told.  protection: default: none.
+    are told.  protection: default: none.  access_log: log a line for each HTTP
+    request.
     """
     protection = protection or Protection()
     port, grpc_port = http_socket.getsockname()[1], grpc_socket.getsockname()[1]
     grpc_socket.close()  # it kept the port; grpc takes no socket that exists
     grpc_server = GrpcServer(host, grpc_port, protection)
-    http = _HttpServer(_uvicorn_config(create_app(frontend, protection), protection, patience_s=FAREWELL_S))
+    app = RequestId(create_app(frontend, protection), access_log=access_log)
+    http = _HttpServer(_uvicorn_config(app, protection, patience_s=FAREWELL_S))
     answering = asyncio.create_task(http.serve(sockets=[http_socket]))
     await grpc_server.start(frontend)
     await http.ready.wait()
@@ -139,7 +143,7 @@ class _HttpServer(uvicorn.Server):
         yield
 
 
-def _uvicorn_config(app: FastAPI, protection: Protection, *, patience_s: float) -> uvicorn.Config:
+def _uvicorn_config(app: ASGIApp, protection: Protection, *, patience_s: float) -> uvicorn.Config:
     certificate = protection.certificate
     return uvicorn.Config(
         app,
@@ -151,6 +155,7 @@ def _uvicorn_config(app: FastAPI, protection: Protection, *, patience_s: float) 
         log_level="critical",  # what it would log, `http` answers or logs itself
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # which say who calls; nothing here asks, so nobody has to be believed
         headers=[("x-content-type-options", "nosniff")],
         ssl_certfile=None if certificate is None else certificate.chain,
         ssl_keyfile=None if certificate is None else certificate.key,

@@ -73,7 +73,11 @@ async def _run(
     from polyserve.service.async_llm import AsyncLLM
 
     joining = AsyncLLM.join(
-        *started, chat_template=server.chat_template, max_logprobs=server.max_logprobs, admission=admission
+        *started,
+        chat_template=server.chat_template,
+        max_logprobs=server.max_logprobs,
+        admission=admission,
+        grammar_timeout_ms=server.grammar_timeout_ms,
     )
     llm = await unless(stop.asked, joining)
     if llm is None:
@@ -95,6 +99,7 @@ async def _run(
                 announce=say,
                 drain_timeout_s=server.drain_timeout,
                 protection=protection,
+                access_log=server.access_log,
             )
     finally:
         await llm.close()

@@ -28,5 +28,5 @@ def serve(
     from polyserve.api.start import run
     from polyserve.log import set_up_logging
 
-    set_up_logging(server_config.log_level)
+    set_up_logging(server_config.log_level, server_config.log_format)
     return uvloop.run(run(engine_config, server_config, limits_config, admission_config))

@@ -26,7 +26,7 @@ Source  continuous batching: Orca, https://www.usenix.org/conference/osdi22/pres
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 from polyserve.engine.beam_group import BeamGroup, Moves
@@ -204,7 +204,7 @@ class Scheduler:
     def update(self, step: Step, result: StepResult) -> list[SequenceOutput]:
         """Take in what the runner answered. Sequences that ended since the step was made are passed over."""
         outputs: list[SequenceOutput] = []
-        failed = {failure.seq_id: failure.message for failure in result.failed}
+        failed = {failure.seq_id: failure for failure in result.failed}
         for part in result.prompt_logprobs:
             if (seq := self._live.get(part.seq_id)) is not None and seq.prompt_logprobs is not None:
                 seq.prompt_logprobs[part.start :] = part.entries  # after a preemption once more: the same values
@@ -215,7 +215,8 @@ class Scheduler:
             if (seq := self._live.get(chunk.seq_id)) is None:
                 continue
             if seq.seq_id in failed:
-                outputs += self._fail(seq, failed[seq.seq_id])
+                failure = failed[seq.seq_id]
+                outputs += self._fail(seq, failure.message, refused_param=failure.refused_param)
                 continue
             num_computed = chunk.start + chunk.num_tokens
             seq.num_steps -= 1
@@ -317,7 +318,7 @@ class Scheduler:
             return []
         moves = group.advance()
         if group.hopeless:
-            return self._fail(seq, NONE_ALLOWED)
+            return self._fail(seq, NONE_ALLOWED, refused_param=seq.params.grammar_field)
         if group.ended:
             self._end_group(seq.request_id)
         else:
@@ -361,7 +362,7 @@ class Scheduler:
         self._end(seq)
         return self._output(seq, sampled=sampled, finish_reason=reason, stop_reason=stop_reason)
 
-    def _fail(self, seq: Sequence, message: str) -> list[SequenceOutput]:
+    def _fail(self, seq: Sequence, message: str, *, refused_param: str | None = None) -> list[SequenceOutput]:
         """End a sequence with an error, and a beam with its whole group."""
         group, choices = self._groups.get(seq.request_id), [seq.choice]
         if group is None:
@@ -369,7 +370,10 @@ class Scheduler:
         else:
             choices = group.choices
             self._end_group(seq.request_id)
-        return [SequenceOutput(seq.request_id, choice, [], finish_reason="error", error=message) for choice in choices]
+        error = SequenceOutput(
+            seq.request_id, seq.choice, [], finish_reason="error", error=message, refused_param=refused_param
+        )
+        return [replace(error, choice=choice) for choice in choices]
 
     def _end_group(self, request_id: str) -> None:
         del self._groups[request_id]

@@ -20,6 +20,7 @@ class Start(msgspec.Struct, frozen=True):
     config: EngineConfig
     socket: str  # path of the Unix socket that the engine makes, in a folder that only this user can enter
     log_level: str
+    log_format: str
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
@@ -95,6 +96,12 @@ class Outputs(msgspec.Struct, frozen=True, tag=True):
     outputs: list[SequenceOutput]
     refusals: list[Refusal]
     stats: EngineStats
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What `grammar_process` finds: why a grammar cannot be followed, as an InvalidRequest would say it, or nothing."""
+
+    message: str | None = None
 
 
 FrontMessage = Hello | Add | Abort | Heard | SetLogLevel

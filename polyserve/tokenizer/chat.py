@@ -5,16 +5,18 @@ Template   sees what Hugging Face's `apply_chat_template` shows it: `messages`, 
            `eos_token`, `tools` and `documents` (None), `raise_exception`, `strftime_now`, `tojson`,
            `{% generation %}` blocks, loop controls
 Templates are code from whoever made the checkpoint. The sandbox keeps them from reaching Python; only this module
-renders one, and no request can bring its own. They are compiled once, when the tokenizer is loaded.
+renders one, and no request can bring its own. They are compiled once, when the tokenizer is loaded. How much time and
+memory a template takes, nothing here can bound: for a server, `rendering.py` does.
 """
 
 import json
 from datetime import datetime
 from typing import NoReturn
 
-from jinja2 import TemplateError, TemplateSyntaxError, nodes
+from jinja2 import TemplateError, TemplateSyntaxError, nodes, pass_context
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from polyserve.errors import InvalidRequest, ModelLoadError
@@ -28,7 +30,7 @@ class ChatTemplate:
     """One compiled template. Raises ModelLoadError if the source is no template."""
 
     def __init__(self, source: str, *, bos_token: str | None, eos_token: str | None) -> None:
-        self.source = source
+        self.source, self.bos_token, self.eos_token = source, bos_token, eos_token
         named = {"bos_token": bos_token, "eos_token": eos_token}
         # One that the model lacks stays undefined, which renders as nothing; None would render as "None".
         tokens = {name: token for name, token in named.items() if token is not None}
@@ -36,6 +38,8 @@ class ChatTemplate:
             self._template = _environment().from_string(source, globals=tokens)
         except TemplateSyntaxError as error:
             raise ModelLoadError(f"the chat template cannot be read: line {error.lineno}: {error.message}") from error
+        except (RecursionError, SyntaxError, MemoryError) as error:  # of Python's own compiler
+            raise ModelLoadError(f"the chat template cannot be compiled: {type(error).__name__}") from error
 
     def render(
         self,
@@ -102,12 +106,22 @@ class _Generation(Extension):
 
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_Generation, loopcontrols],
+        optimized=False,
+        finalize=_at_run_time,
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment
+
+
+@pass_context
+def _at_run_time(_: Context, value: object) -> object:
+    """Keeps constants from being computed where a template is only compiled: `'a' * 2**31` is one, too."""
+    return value
 
 
 def _to_json(

@@ -20,7 +20,7 @@ from polyserve_proto.v1 import polyserve_pb2 as pb
 from polyserve_proto.v1.polyserve_pb2_grpc import PolyServeStub
 from support.checkpoints import make_checkpoint
 from support.live_server import LiveServer, events_of, wait_until
-from support.served_model import Served, served
+from support.served_model import Served, engine_of, served
 
 POLYSERVE = Path(sys.executable).with_name("polyserve")
 PATIENCE_S = 60.0
@@ -125,8 +125,7 @@ def test_a_stream_goes_on_over_the_death_of_the_engine(checkpoint: Path) -> None
             events = (line.removeprefix("data: ") for line in response.iter_lines() if line)
             for number, event in enumerate(events):
                 if number == 100:
-                    (engine,) = psutil.Process(server.process.pid).children()
-                    engine.kill()
+                    engine_of(server.process.pid).kill()
                 if event != "[DONE]":
                     (choice,) = json.loads(event)["choices"]
                     token_ids[choice["index"]] += choice["token_ids"]
@@ -149,7 +148,7 @@ def test_sighup_reads_the_level_of_the_log_again(
     level = tmp_path / "level"
     level.write_text("error\n")
     with served(checkpoint, "--threads", "1", "--log-level-file", str(level)) as server:
-        (engine,) = psutil.Process(server.process.pid).children()
+        engine = engine_of(server.process.pid)
         capfd.readouterr()
         seen: list[str] = []
 
@@ -174,8 +173,9 @@ def test_the_ready_line_comes_with_a_command_that_works(server: LiveServer) -> N
     assert result.stdout.endswith("data: [DONE]\n\n")
 
 
-def test_sigterm_ends_the_server_with_0_and_its_engine_too(running: Served) -> None:
-    (engine,) = psutil.Process(running.process.pid).children()
+def test_sigterm_ends_the_server_with_0_and_all_its_processes_too(running: Served) -> None:
+    children = psutil.Process(running.process.pid).children()
+    assert len(children) == 2  # the engine, and what renders chat templates
     running.process.send_signal(signal.SIGTERM)
     assert running.process.wait(10) == 0
-    assert not engine.is_running()
+    assert not any(child.is_running() for child in children)

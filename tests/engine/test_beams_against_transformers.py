@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures.record_greedy import read_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from polyserve.config import EngineConfig
@@ -89,9 +90,7 @@ def test_ids_are_those_of_transformers(tmp_path: Path) -> None:
 @pytest.mark.timeout(0)
 def test_ids_are_those_of_transformers_on_50_prompts_of_smollm2(smollm2_file: Path) -> None:
     llm = LLM(config=EngineConfig(model=str(smollm2_file), dtype="float32", quantization="none"))
-    model = AutoModelForCausalLM.from_pretrained(
-        smollm2_file.parent, gguf_file=smollm2_file.name, dtype=torch.float32
-    ).eval()
+    model = read_model(smollm2_file)
     texts = [text[: 20 + 8 * part] for text in LANGUAGES.values() for part in range(3)][:50]
     prompts = [llm.tokenizer.encode(text) for text in texts]
     stops = sorted({llm.tokenizer.encode(mark)[-1] for mark in (".", ",", "\n", "。")})

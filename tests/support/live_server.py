@@ -89,6 +89,7 @@ class LiveServer:
                 announce=self._announce,
                 drain_timeout_s=self._drain_timeout_s,
                 protection=self._protection,
+                access_log=True,
             )
 
     def _announce(self, text: str) -> None:

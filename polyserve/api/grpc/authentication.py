@@ -35,7 +35,12 @@ class Authentication(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc 
 
 def authorization_of(metadata: Metadata) -> str | None:
     """The call's `authorization`, which HTTP has as a header."""
-    value = next((value for name, value in metadata if name == "authorization"), None)
+    return metadata_value(metadata, "authorization")
+
+
+def metadata_value(metadata: Metadata, name: str) -> str | None:
+    """The first value of that name."""
+    value = next((value for other, value in metadata if other == name), None)
     return value.decode("latin-1") if isinstance(value, bytes) else value
 
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 import grpc
 
 from polyserve.api.frontend import Admitted, Frontend, Usage
-from polyserve.api.grpc.authentication import authorization_of
+from polyserve.api.grpc.authentication import authorization_of, metadata_value
 from polyserve.api.grpc.convert import (
     choice_delta,
     conversation,
@@ -23,8 +23,9 @@ from polyserve.api.grpc.convert import (
     usage_event,
 )
 from polyserve.api.keys import KeyRing
+from polyserve.api.request_id import HEADER, request_id_of
 from polyserve.errors import InternalError, InvalidRequest, PolyServeError, status_of
-from polyserve.log import get_logger
+from polyserve.log import get_logger, name_request
 from polyserve_proto.v1 import polyserve_pb2 as pb
 from polyserve_proto.v1.polyserve_pb2_grpc import PolyServeServicer
 
@@ -157,7 +158,10 @@ class PolyServeService(PolyServeServicer):
 
 @asynccontextmanager
 async def errors_as_status(context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
-    """End the call with the status of the error, and with HTTP's message."""
+    """End the call with the status of the error, and with HTTP's message. The call carries its id back."""
+    request_id = request_id_of(metadata_value(context.invocation_metadata(), HEADER))
+    context.set_trailing_metadata(((HEADER, request_id),))
+    name_request(request_id)
     try:
         yield
     except PolyServeError as error:
