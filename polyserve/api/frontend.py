@@ -360,7 +360,7 @@ class Frontend:
                     length = len(prompt.token_ids)
                     num_characters = length if prompt.text is None else len(prompt.text)
                     tickets.append(
-                        admission.reserve(length, request.params, tenant=request.tenant, num_characters=num_characters)
+                        admission.reserve(length, params, tenant=request.tenant, num_characters=num_characters)
                     )
             yield tickets
         finally:
