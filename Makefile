@@ -26,8 +26,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint format format-check types proto proto-check docs damaged-files fuzz \
-  kernels-report kernels-check sanitize chaos soak bench demo-train demo-tokenizer clean
+.PHONY: help serve test structured beams lint format format-check types proto proto-check docs damaged-files \
+  fuzz fuzz-api kernels-report kernels-check sanitize chaos soak bench demo-train demo-tokenizer clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ serve: $(VENV)/.serve  ## serve MODEL=smollm2 on HOST=127.0.0.1, PORT=8000 (HTTP
 
 test: $(VENV)/.dev  ## run the tests, or those under TESTS=tests/...
 	@$(BIN)/python -m pytest -q -m "not slow" --numprocesses 2 $(TESTS)
+
+structured: $(VENV)/.dev  ## hold 200 schemas, 30 expressions and 40 hostile grammars against SmolLM2 (half an hour)
+	@$(BIN)/python -m pytest -q -s -m slow tests/test_structured_output.py
 
 lint: $(VENV)/.dev  ## look for faults
 	@$(BIN)/ruff check .
@@ -58,6 +61,9 @@ proto-check: $(VENV)/.dev  ## see that the committed gRPC code is what `make pro
 
 docs: $(VENV)/.dev  ## write docs/api.md again after a change of what clients may send
 	@$(BIN)/python -m polyserve.api.reference
+
+fuzz-api: $(VENV)/.dev  ## send a real server 100 generated requests of every HTTP operation: no 5xx, nothing undocumented
+	@$(BIN)/python -m pytest -q -m slow tests/api/test_fuzz.py
 
 damaged-files: $(VENV)/.dev  ## load 2,000 damaged GGUF and 200 damaged safetensors files: one clear line each
 	@$(BIN)/python -m pytest -q -n 0 -m slow tests/model/test_damaged_files.py

@@ -11,6 +11,8 @@ import os
 import resource
 import socket
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +22,7 @@ from polyserve.api.ports import PortUnavailable, listen
 from polyserve.api.protection import Protection
 from polyserve.api.reload import read_log_level, reloading_at_hangup
 from polyserve.api.stop import EXIT_FAILED, EXIT_STOPPED, Stop, told_to_stop, unless
+from polyserve.api.store import Store
 from polyserve.config import EngineConfig, ServerConfig
 from polyserve.log import get_logger
 from polyserve.service.admission import AdmissionConfig
@@ -51,7 +54,8 @@ async def run(
             listen(server.host, server.grpc_port) as grpc_socket,
             told_to_stop(stop),
         ):
-            return await _run(engine, server, (http_socket, grpc_socket), stop, protection, admission)
+            async with _store(server) as store:
+                return await _run(engine, server, (http_socket, grpc_socket), stop, protection, admission, store)
     except PortUnavailable as error:
         sys.stderr.write(f"polyserve: {error}\n")
         return EXIT_FAILED
@@ -64,6 +68,7 @@ async def _run(
     stop: Stop,
     protection: Protection,
     admission: AdmissionConfig | None,
+    store: Store | None,
 ) -> int:
     if not protection.keys.required and not _is_local(server.host):
         log.warning("no API keys: whoever reaches %s can use this server", server.host)
@@ -94,6 +99,7 @@ async def _run(
             tool_call_parser=server.tool_call_parser,
             request_timeout_s=server.request_timeout,
             metrics_compat=server.metrics_compat,
+            store=store,
         )
         with reloading_at_hangup(protection.keys.reload, partial(_set_log_level, llm, server.log_level_file)):
             return await serve(
@@ -108,6 +114,19 @@ async def _run(
             )
     finally:
         await llm.close()
+
+
+@asynccontextmanager
+async def _store(server: ServerConfig) -> AsyncIterator[Store | None]:
+    """Where completions are kept, if they are. Raises SettingsError."""
+    if server.store is None:
+        yield None
+        return
+    store = await Store.open(Path(server.store), limit=server.store_limit)
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 def _set_log_level(llm: "AsyncLLM", file: str | None) -> None:
