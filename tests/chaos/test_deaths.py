@@ -65,7 +65,8 @@ def test_kill_9_at_random_moments(model: Path, num_kills: int) -> None:
         draw = random.Random(11)
         with served(model, "--log-level", "error") as server:
             watched = Watched(server)
-            bodies = traffic(NUM_STREAMS, max_tokens=(20, 60) if num_kills > 10 else (100, 300))
+            long = num_kills > 10
+            bodies = traffic(NUM_STREAMS, max_tokens=(20, 60) if long else (100, 300), grammars=long)
             golden = await answers(watched.client, bodies)
             ended = asyncio.Event()
             streaming = asyncio.create_task(under_streams(watched.client, bodies, ended))
@@ -73,7 +74,7 @@ def test_kill_9_at_random_moments(model: Path, num_kills: int) -> None:
             for _ in range(num_kills):
                 if draw.random() < 0.7:  # else perhaps before anybody has got a token again
                     await until_tokens_come(watched)
-                await asyncio.sleep(draw.uniform(0.0, 2.0 if num_kills > 10 else 0.3))
+                await asyncio.sleep(draw.uniform(0.0, 2.0 if long else 0.3))
                 if draw.random() < 0.2 and (engine := watched.engine) is not None:
                     engine.kill()  # and then the one that is being loaded
                     await asyncio.sleep(draw.uniform(0.0, 0.5))
