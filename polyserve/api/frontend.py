@@ -20,7 +20,10 @@ from polyserve.api.conversation import Conversation
 from polyserve.api.limits import Limits
 from polyserve.api.merge import merged
 from polyserve.api.metrics import Metrics
-from polyserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, ModelNotFound, NotReady
+from polyserve.api.store import Store
+from polyserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, ModelNotFound, NotFound, NotReady
+from polyserve.pooling import Pooling
+from polyserve.request import POOLED
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.admission import Ticket
 from polyserve.service.async_llm import AsyncLLM, ChoiceDelta
@@ -91,10 +94,13 @@ class Frontend:
         limits: Limits | None = None,
         tool_call_parser: str = "auto",
         request_timeout_s: float = math.inf,
+        metrics_compat: str = "none",
+        store: Store | None = None,
     ) -> None:
         """model_names: what clients may call the model; responses carry the first.
 
         tool_call_parser: how the model writes calls of functions, one of `TOOL_CALL_PARSERS`.
+        metrics_compat: none or vllm.  store: of completions.
         """
         self.llm = llm
         self.request_timeout_s = request_timeout_s
@@ -105,9 +111,10 @@ class Frontend:
         self.limits = limits or Limits()
         self.model_names = tuple(model_names)
         self.created = int(time.time())
-        self.metrics = Metrics(llm)
+        self.metrics = Metrics(llm, model_name=self.model_name, vllm_names=metrics_compat == "vllm")
         template = llm.tokenizer.chat_template
         self._call_format = choose_format(tool_call_parser, None if template is None else template.source)
+        self._store = store
 
     @property
     def model_name(self) -> str:
@@ -119,6 +126,18 @@ class Frontend:
             served = " or ".join(map(repr, self.model_names))
             message = f"the model {shortened(name)} is not served here; this server has {served}"
             raise ModelNotFound(message, param="model", code="model_not_found")
+
+    @property
+    def completions(self) -> Store:
+        """The completions that were kept. Raises NotFound where none are."""
+        if self._store is None:
+            raise NotFound("this server keeps no completions: it was started without --store", code="not_stored")
+        return self._store
+
+    def check_store(self, wanted: bool) -> None:
+        """Raise InvalidRequest if an answer is to be kept that cannot be."""
+        if wanted and self._store is None:
+            raise InvalidRequest("store is not supported by this server: it was started without --store", param="store")
 
     def check_ready(self) -> None:
         """Raise EngineDead or NotReady if a request would not be answered now."""
@@ -153,22 +172,39 @@ class Frontend:
         renamed: what the protocol calls some of the options, for errors that name them.
         timeout_s: how long it may take, if that is less than this server's own limit.
         """
-        async with self._admitting(timeout_s) as (arrived, deadline):
-            with naming(renamed or {}):
-                params = self._sampling_params(options, scores_prompt=echo)
-                self.limits.check_prompts(prompts, params)
-                for text in prompts:
-                    if isinstance(text, str):
-                        self.limits.check_length(
-                            len(text.encode(errors="replace")), max_model_len=self.llm.max_model_len
-                        )
-                await self.llm.check_grammar(params)
-                read = [await self.read_prompt(prompt) for prompt in prompts]
-                for prompt in read:
-                    self.llm.check(prompt.token_ids, params)
+        async with self._admitting(timeout_s, renamed or {}) as (arrived, deadline):
+            params = self._sampling_params(options, scores_prompt=echo)
+            await self.llm.check_grammar(params)
+            read = await self.read_inputs(prompts, params)
         return Admitted(
             request_id=request_id, prompts=read, params=params, arrived=arrived, deadline=deadline, tenant=tenant
         )
+
+    async def admit_inputs(
+        self,
+        request_id: str,
+        inputs: Sequence[str | Sequence[int]],
+        *,
+        tenant: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Admitted:
+        """Check a request for vectors, which calls its prompts `input`."""
+        async with self._admitting(timeout_s, {"prompt": "input"}) as (arrived, deadline):
+            read = await self.read_inputs(inputs, POOLED)
+        return Admitted(
+            request_id=request_id, prompts=read, params=POOLED, arrived=arrived, deadline=deadline, tenant=tenant
+        )
+
+    async def read_inputs(self, prompts: Sequence[str | Sequence[int]], params: SamplingParams) -> list[Prompt]:
+        """All prompts of a request, checked: before any is tokenised what can be, then as requests to the model."""
+        self.limits.check_prompts(prompts, params)
+        for text in prompts:
+            if isinstance(text, str):
+                self.limits.check_length(len(text.encode(errors="replace")), max_model_len=self.llm.max_model_len)
+        read = [await self.read_prompt(prompt) for prompt in prompts]
+        for prompt in read:
+            self.llm.check(prompt.token_ids, params)
+        return read
 
     async def admit_chat(
         self,
@@ -190,13 +226,12 @@ class Frontend:
                 options = calls.guide(options, self.llm.tokenizer)
             conversation = replace(conversation, tools=use.tools)
             names["guided_grammar"] = "tools"
-        async with self._admitting(timeout_s) as (arrived, deadline):
-            with naming(names):
-                params = self._sampling_params({"max_tokens": None, **options})
-                self.limits.check_length(conversation.num_bytes, max_model_len=self.llm.max_model_len)
-                await self.llm.check_grammar(params)
-                prompt = await self.read_conversation(conversation)
-                self.llm.check(prompt.token_ids, params)
+        async with self._admitting(timeout_s, names) as (arrived, deadline):
+            params = self._sampling_params({"max_tokens": None, **options})
+            self.limits.check_length(conversation.num_bytes, max_model_len=self.llm.max_model_len)
+            await self.llm.check_grammar(params)
+            prompt = await self.read_conversation(conversation)
+            self.llm.check(prompt.token_ids, params)
         return Admitted(
             request_id=request_id,
             prompts=[prompt],
@@ -208,17 +243,20 @@ class Frontend:
         )
 
     @asynccontextmanager
-    async def _admitting(self, timeout_s: float | None) -> AsyncIterator[tuple[float, float]]:
-        """The time of arrival and the deadline, which also ends what is done inside."""
-        self._check_open()
-        self.llm.admission.check_room()
-        arrived = time.monotonic()
-        limit_s = self.request_timeout_s if timeout_s is None else min(timeout_s, self.request_timeout_s)
-        try:
-            async with asyncio.timeout(limit_s if limit_s < math.inf else None):
-                yield arrived, arrived + limit_s
-        except TimeoutError:
-            raise DeadlineExceeded(f"the request was not read in {limit_s:g} s, the time it was given") from None
+    async def _admitting(
+        self, timeout_s: float | None, renamed: Mapping[str, str]
+    ) -> AsyncIterator[tuple[float, float]]:
+        """The time of arrival and the deadline, which also ends what is done inside. `naming` is for its errors."""
+        with self.metrics.refusals(), naming(renamed):
+            self._check_open()
+            self.llm.admission.check_room()
+            arrived = time.monotonic()
+            limit_s = self.request_timeout_s if timeout_s is None else min(timeout_s, self.request_timeout_s)
+            try:
+                async with asyncio.timeout(limit_s if limit_s < math.inf else None):
+                    yield arrived, arrived + limit_s
+            except TimeoutError:
+                raise DeadlineExceeded(f"the request was not read in {limit_s:g} s, the time it was given") from None
 
     def _sampling_params(self, options: Mapping[str, Any], *, scores_prompt: bool = False) -> SamplingParams:
         params = SamplingParams(**options)
@@ -256,17 +294,48 @@ class Frontend:
                 raise InvalidRequest(message, param=field)
         return await asyncio.to_thread(tokenizer.decode, token_ids, skip_special_tokens=skip_special_tokens)
 
+    async def embed(self, request: Admitted, pooling: Pooling) -> list[list[float]]:
+        """One vector for each prompt. The first error, and cancellation, abort all of them in the engine."""
+
+        async def compute(index: int, ticket: Ticket) -> list[float]:
+            prompt = request.prompts[index]
+            with self.metrics.request(request.arrived, prompt.text, ticket) as record:
+                vector = await self.llm.embed(
+                    f"{request.request_id}-{index}",
+                    prompt.token_ids,
+                    pooling=pooling,
+                    ticket=ticket,
+                    deadline=request.deadline,
+                )
+                record.vector()
+            return vector
+
+        with self._running(), self._places(request) as tickets:
+            tasks = [asyncio.create_task(compute(index, ticket)) for index, ticket in enumerate(tickets)]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
     async def run(self, request: Admitted) -> AsyncGenerator[tuple[int, ChoiceDelta], None]:
         """(prompt's index, delta) as they come. Leaving it early (`aclose`, cancellation) aborts it in the engine.
 
         A prompt's first delta carries its log-probabilities, if they were asked for, whichever choice it belongs to.
         """
-        self._num_running += 1
-        self._idle.clear()
-        try:
+        with self._running():
             async with aclosing(self._run(request)) as deltas:
                 async for item in deltas:
                     yield item
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """While a request is being answered."""
+        self._num_running += 1
+        self._idle.clear()
+        try:
+            yield
         finally:
             self._num_running -= 1
             if not self._num_running:
@@ -286,12 +355,13 @@ class Frontend:
         admission = self.llm.admission
         tickets: list[Ticket] = []
         try:
-            for prompt in request.prompts:
-                length = len(prompt.token_ids)
-                num_characters = length if prompt.text is None else len(prompt.text)
-                tickets.append(
-                    admission.reserve(length, request.params, tenant=request.tenant, num_characters=num_characters)
-                )
+            with self.metrics.refusals():
+                for prompt in request.prompts:
+                    length = len(prompt.token_ids)
+                    num_characters = length if prompt.text is None else len(prompt.text)
+                    tickets.append(
+                        admission.reserve(length, request.params, tenant=request.tenant, num_characters=num_characters)
+                    )
             yield tickets
         finally:
             for ticket in tickets:
@@ -310,7 +380,7 @@ class Frontend:
             deadline=request.deadline,
             shown_ids=frozenset() if calls is None else calls.shown_ids(self.llm.tokenizer),
         )
-        with self.metrics.request(request.arrived, len(prompt.token_ids), params.n) as record:
+        with self.metrics.request(request.arrived, prompt.text, ticket) as record:
             async with aclosing(stream) as deltas:
                 async for delta in deltas:
                     record.delta(delta)

@@ -69,8 +69,8 @@ class AsyncLLM:
         ready: Ready,
         *,
         max_logprobs: int,
-        grammar_timeout_ms: int = GRAMMAR_TIMEOUT_MS,
         admission: AdmissionConfig | None = None,
+        grammar_timeout_ms: int = GRAMMAR_TIMEOUT_MS,
     ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = ready.vocab_size
@@ -90,9 +90,9 @@ class AsyncLLM:
         self._engine = engine
         self._death: EngineDead | None = None
         self._streams: dict[str, _Stream] = {}
-        self._grammars = GrammarChecker(limit_ms=grammar_timeout_ms)
         template = tokenizer.chat_template
         self._renderer = None if template is None else TemplateProcess(template)
+        self._grammars = GrammarChecker(limit_ms=grammar_timeout_ms)
         self._threads = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
         self._watcher = asyncio.create_task(self._watch())
         engine.listen(self._distribute)
@@ -122,8 +122,8 @@ class AsyncLLM:
         *,
         chat_template: str | None = None,
         max_logprobs: int = 20,
-        grammar_timeout_ms: int = GRAMMAR_TIMEOUT_MS,
         admission: AdmissionConfig | None = None,
+        grammar_timeout_ms: int = GRAMMAR_TIMEOUT_MS,
     ) -> "AsyncLLM":
         """The same for what `Supervisor.start` gave. The process is ended if this fails.
 
@@ -141,8 +141,8 @@ class AsyncLLM:
             tokenizer,
             ready,
             max_logprobs=max_logprobs,
-            grammar_timeout_ms=grammar_timeout_ms,
             admission=admission,
+            grammar_timeout_ms=grammar_timeout_ms,
         )
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -323,9 +323,9 @@ class AsyncLLM:
         self._watcher.cancel()
         await asyncio.gather(self._watcher, return_exceptions=True)
         await self._engine.close()
-        await self._grammars.close()
         if self._renderer is not None:
             self._renderer.close()
+        await self._grammars.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _distribute(self, step: Outputs) -> None:
