@@ -12,6 +12,7 @@ PORT := 8000
 GRPC_PORT := 50051
 TESTS := tests
 DEMO := runs/demo
+MINUTES := 30
 FUZZ_SECONDS := 600
 FUZZ_TARGETS := detokenizer stop_strings gguf_header safetensors_header
 
@@ -25,8 +26,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test beams lint format format-check types proto proto-check docs damaged-files fuzz \
-  kernels-report kernels-check sanitize bench demo-train demo-tokenizer clean
+.PHONY: help serve test structured beams lint format format-check types proto proto-check docs damaged-files \
+  fuzz fuzz-api kernels-report kernels-check sanitize chaos soak bench demo-train demo-tokenizer clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +37,9 @@ serve: $(VENV)/.serve  ## serve MODEL=smollm2 on HOST=127.0.0.1, PORT=8000 (HTTP
 
 test: $(VENV)/.dev  ## run the tests, or those under TESTS=tests/...
 	@$(BIN)/python -m pytest -q -m "not slow" --numprocesses 2 $(TESTS)
+
+structured: $(VENV)/.dev  ## hold 200 schemas, 30 expressions and 40 hostile grammars against SmolLM2 (half an hour)
+	@$(BIN)/python -m pytest -q -s -m slow tests/test_structured_output.py
 
 beams: $(VENV)/.dev  ## compare beam search with transformers: 50 prompts, 1, 4 and 8 beams, all settings; half an hour
 	@$(BIN)/python -m pytest -q -s -m slow tests/engine/test_beams_against_transformers.py
@@ -60,6 +64,9 @@ proto-check: $(VENV)/.dev  ## see that the committed gRPC code is what `make pro
 
 docs: $(VENV)/.dev  ## write docs/api.md again after a change of what clients may send
 	@$(BIN)/python -m polyserve.api.reference
+
+fuzz-api: $(VENV)/.dev  ## send a real server 100 generated requests of every HTTP operation: no 5xx, nothing undocumented
+	@$(BIN)/python -m pytest -q -m slow tests/api/test_fuzz.py
 
 damaged-files: $(VENV)/.dev  ## load 2,000 damaged GGUF and 200 damaged safetensors files: one clear line each
 	@$(BIN)/python -m pytest -q -n 0 -m slow tests/model/test_damaged_files.py
@@ -97,6 +104,12 @@ demo-train: $(VENV)/.dev  ## from text of package registries to a served chat mo
 
 demo-tokenizer: $(VENV)/.dev  ## train a tokenizer of 256,000 tokens on the same packages' text, into DEMO=runs/demo
 	@exec $(BIN)/python -m polyserve_benchmarks.demo_train --large-tokenizer --out "$(DEMO)"
+
+chaos: $(VENV)/.dev  ## kill, overload, leave and time out a server of SmolLM2, and print the figures (about half an hour)
+	@$(BIN)/python -m pytest -q -n 0 -s -m slow tests/chaos --ignore tests/chaos/test_soak.py
+
+soak: $(VENV)/.dev  ## serve for MINUTES=30 at 70 % load, and print what grew
+	@SOAK_MINUTES="$(MINUTES)" $(BIN)/python -m pytest -q -n 0 -s -m slow tests/chaos/test_soak.py
 
 clean:  ## remove what was built, but not .venv
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

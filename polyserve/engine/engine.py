@@ -1,13 +1,14 @@
 """Token ids in, token ids out: requests come and go at any time, and each `step` brings new tokens for many at once.
 
 It runs where it is called, in one thread, and knows neither text nor clients. A request's fault ends that request; a
-fault while a step is computed ends the sequences of that step; a broken invariant is raised and ends the engine.
+fault while a step is computed ends the sequence whose it is; a broken invariant is raised and ends the engine.
 """
 
 import os
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import replace
 
 import torch
 
@@ -17,6 +18,7 @@ from polyserve.engine.cuda_graphs import DecodeGraphs
 from polyserve.engine.device import cache_memory, choose_device, choose_packing, choose_scheme, step_bytes
 from polyserve.engine.grammar import Grammars
 from polyserve.engine.kv_cache import allocate, bytes_per_block, cache_dtype, num_blocks_for
+from polyserve.engine.meter import StepMeter
 from polyserve.engine.pace import Pace
 from polyserve.engine.runner import ModelRunner
 from polyserve.engine.scheduler import Scheduler, SchedulerStats
@@ -107,6 +109,7 @@ class Engine:
         self._pace = (
             None if config.max_step_ms is None else Pace(config.max_step_ms / 1000, config.max_num_batched_tokens)
         )
+        self._meter = StepMeter(model.config, kv_bytes_per_token=block_bytes / block_size)
         self._began = self._ended = 0.0  # when the step under way did, and the one before it
         self._compiling: dict[str, tuple[Request, Future[None]]] = {}  # requests that wait for their grammar
         self._notice: Callable[[set[str]], None] | None = None
@@ -232,8 +235,9 @@ class Engine:
             return []
         try:
             result = self._runner.result()
+            began, self._ended = max(self._began, self._ended), time.monotonic()
+            self._meter.note(step, self._ended - began)
             if self._pace is not None:
-                began, self._ended = max(self._began, self._ended), time.monotonic()
                 self._pace.learn(step.num_tokens, self._ended - began)
             return self._scheduler.update(step, result)
         except _FAULTS:
@@ -241,4 +245,11 @@ class Engine:
             return self._scheduler.fail(step, _NOT_COMPUTED)
 
     def stats(self) -> SchedulerStats:
-        return self._scheduler.stats
+        meter = self._meter
+        return replace(
+            self._scheduler.stats,
+            num_steps=meter.num_steps,
+            step_tokens=meter.num_tokens,
+            step_seconds=meter.seconds,
+            step_predicted_seconds=meter.predicted_seconds,
+        )

@@ -82,6 +82,7 @@ class Ticket:
     send: Callable[[], None] | None = None
     queued: bool = True  # until its first token
     started: bool = False
+    sent_at: float | None = None  # monotonic seconds
     closed: bool = False
 
 
@@ -111,6 +112,12 @@ class Admission:
         self._departures: deque[tuple[float, int]] = deque(maxlen=64)  # when choices left the queue, and how many
         self.num_queued = self.num_queued_tokens = self.num_bytes = 0
         self.num_refused = 0
+
+    @property
+    def num_unsent(self) -> int:
+        """Choices that wait here for their turn."""
+        waiting = (ticket for tenant in self._tenants.values() for *_, ticket in tenant.waiting)
+        return sum(ticket.num_choices for ticket in waiting if not ticket.closed)
 
     def check_room(self) -> None:
         """Raise Overloaded if nothing would be taken in now: before any work is done for a request."""
@@ -216,7 +223,7 @@ class Admission:
         """Send to the engine what it has room for."""
         while self._num_sent < self._max_sent and (tenant := self._next_tenant()) is not None:
             _, _, ticket = heapq.heappop(tenant.waiting)
-            ticket.started = True
+            ticket.started, ticket.sent_at = True, time.monotonic()
             tenant.served += ticket.prompt_cost
             self._num_sent += ticket.num_choices
             assert ticket.send is not None
