@@ -13,6 +13,7 @@ from polyserve.cli.main import polyserve
 from polyserve.config import EngineConfig
 from polyserve.errors import InvalidRequest
 from polyserve.llm import LLM
+from polyserve.sampling_params import SamplingParams
 from support.checkpoints import make_checkpoint
 
 PAIRS = [
@@ -34,12 +35,12 @@ def llm(checkpoint: Path) -> LLM:
 
 
 def test_scores_are_those_of_transformers(llm: LLM, checkpoint: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).requires_grad_(False)
     for (context, continuation), score in zip(PAIRS, llm.score(PAIRS), strict=True):
-        before = llm.tokenizer.encode(context.rstrip())
+        num_before = max(1, len(llm.tokenizer.encode(context.rstrip())))  # nothing predicts a first token
         ids = llm.tokenizer.encode(context + continuation)
-        rows = model(torch.tensor([ids])).logits[0, len(before) - 1 : -1].log_softmax(-1)
-        after = torch.tensor(ids[len(before) :])
+        rows = model(torch.tensor([ids])).logits[0, num_before - 1 : -1].log_softmax(-1)
+        after = torch.tensor(ids[num_before:])
         values = rows.gather(1, after[:, None])[:, 0]
         assert score.token_ids == after.tolist()
         assert score.logprobs == pytest.approx(values.tolist(), abs=1e-4)
@@ -50,8 +51,6 @@ def test_scores_are_those_of_transformers(llm: LLM, checkpoint: Path) -> None:
 
 
 def test_what_greedy_decoding_gives_is_greedy(llm: LLM) -> None:
-    from polyserve.sampling_params import SamplingParams
-
     greedy = SamplingParams(temperature=0.0, max_tokens=1)
     for context in ("The dog", "La casa", "Die", "The quick", "Paris"):
         (output,) = llm.generate(context, greedy)
