@@ -26,6 +26,7 @@ from polyserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, Model
 from polyserve.pooling import Pooling
 from polyserve.request import POOLED
 from polyserve.sampling_params import SamplingParams
+from polyserve.scoring import SCORING, Scorable, Score, scorable, score_of
 from polyserve.service.admission import Ticket
 from polyserve.service.async_llm import AsyncLLM, ChoiceDelta
 from polyserve.tools.calls import Calls
@@ -196,6 +197,38 @@ class Frontend:
         return Admitted(
             request_id=request_id, prompts=read, params=POOLED, arrived=arrived, deadline=deadline, tenant=tenant
         )
+
+    async def admit_scores(
+        self,
+        request_id: str,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        tenant: str | None = None,
+        timeout_s: float | None = None,
+    ) -> tuple[Admitted, list[Scorable]]:
+        """Check a request for the scores of continuations after their contexts, which it calls its `inputs`."""
+        async with self._admitting(timeout_s, {"prompt": "inputs"}) as (arrived, deadline):
+            whole = [context + continuation for context, continuation in pairs]
+            self.limits.check_prompts(whole, SCORING)
+            for text in whole:
+                self.limits.check_length(len(text.encode(errors="replace")), max_model_len=self.llm.max_model_len)
+            texts = [await asyncio.to_thread(scorable, self.llm.tokenizer, *pair) for pair in pairs]
+            for scored in texts:
+                self.llm.check(scored.prompt_ids, SCORING)
+        prompts = [Prompt(None, scored.prompt_ids) for scored in texts]
+        admitted = Admitted(
+            request_id=request_id, prompts=prompts, params=SCORING, arrived=arrived, deadline=deadline, tenant=tenant
+        )
+        return admitted, texts
+
+    async def score(self, request: Admitted, texts: Sequence[Scorable]) -> list[Score]:
+        """The scores of what `admit_scores` admitted. Leaving it aborts it."""
+        scores: dict[int, Score] = {}
+        async with aclosing(self.run(request)) as deltas:
+            async for index, delta in deltas:
+                if delta.prompt_logprobs is not None:
+                    scores[index] = score_of(texts[index], delta.prompt_logprobs)
+        return [scores[index] for index in range(len(texts))]
 
     async def read_inputs(self, prompts: Sequence[str | Sequence[int]], params: SamplingParams) -> list[Prompt]:
         """All prompts of a request, checked: before any is tokenised what can be, then as requests to the model."""
