@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
@@ -19,7 +19,8 @@ from typing import Any
 from polyserve.api.conversation import Conversation
 from polyserve.api.limits import Limits
 from polyserve.api.merge import merged
-from polyserve.api.metrics import Metrics
+from polyserve.api.metrics import Metrics, Record
+from polyserve.api.tracing import Tracing
 from polyserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, ModelNotFound, NotReady
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.admission import Ticket
@@ -86,6 +87,7 @@ class Frontend:
         limits: Limits | None = None,
         request_timeout_s: float = math.inf,
         metrics_compat: str = "none",
+        tracing: Tracing | None = None,
     ) -> None:
         """model_names: what clients may call the model; responses carry the first.  metrics_compat: none or vllm."""
         self.llm = llm
@@ -97,6 +99,7 @@ class Frontend:
         self.limits = limits or Limits()
         self.model_names = tuple(model_names)
         self.created = int(time.time())
+        self.tracing = tracing
         self.metrics = Metrics(llm, model_name=self.model_name, vllm_names=metrics_compat == "vllm")
 
     @property
@@ -271,11 +274,14 @@ class Frontend:
         prompt, params = request.prompts[index], request.own_params()
         request_id = f"{request.request_id}-{index}"
         stream = self.llm.generate(request_id, prompt.token_ids, params, ticket=ticket, deadline=request.deadline)
-        with self.metrics.request(request.arrived, prompt.text, ticket) as record:
+        with self.metrics.request(request.arrived, prompt.text, ticket) as record, self._traced(request_id, record):
             async with aclosing(stream) as deltas:
                 async for delta in deltas:
                     record.delta(delta)
                     yield delta
+
+    def _traced(self, request_id: str, record: Record) -> AbstractContextManager[None]:
+        return nullcontext() if self.tracing is None else self.tracing.answer(request_id, record)
 
     async def _run_scored(self, request: Admitted, index: int, ticket: Ticket) -> AsyncGenerator[ChoiceDelta, None]:
         """The same, with what comes before the prompt's log-probabilities held back behind them."""

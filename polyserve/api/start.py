@@ -6,6 +6,7 @@ The engine process comes before the imports: its own, of torch, take longer than
 gRPC comes after it: its threads and forking do not go together.
 """
 
+import asyncio
 import resource
 import socket
 import sys
@@ -64,6 +65,12 @@ async def _run(
 ) -> int:
     if not protection.keys.required and not _is_local(server.host):
         log.warning("no API keys: whoever reaches %s can use this server", server.host)
+    model_names = server.served_model_name or [engine.model]
+    tracing = None
+    if server.otlp_traces_endpoint is not None:
+        from polyserve.api.tracing import Tracing
+
+        tracing = Tracing(server.otlp_traces_endpoint, model_name=model_names[0])
     started = await unless(stop.asked, Supervisor.start(engine, step_timeout_s=server.step_timeout))
     if started is None:
         return EXIT_STOPPED
@@ -82,10 +89,11 @@ async def _run(
         _set_log_level(llm, server.log_level_file)
         frontend = Frontend(
             llm,
-            model_names=server.served_model_name or [engine.model],
+            model_names=model_names,
             limits=protection.limits,
             request_timeout_s=server.request_timeout,
             metrics_compat=server.metrics_compat,
+            tracing=tracing,
         )
         with reloading_at_hangup(protection.keys.reload, partial(_set_log_level, llm, server.log_level_file)):
             return await serve(
@@ -100,6 +108,8 @@ async def _run(
             )
     finally:
         await llm.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
 
 def _set_log_level(llm: "AsyncLLM", file: str | None) -> None:

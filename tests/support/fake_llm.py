@@ -19,6 +19,7 @@ from typing import cast
 
 from polyserve.api.frontend import Frontend
 from polyserve.api.limits import Limits
+from polyserve.api.tracing import Tracing
 from polyserve.errors import DeadlineExceeded, EngineDead
 from polyserve.output import SequenceText, prompt_logprob_entries
 from polyserve.pooling import Pooling, unit_length
@@ -153,6 +154,8 @@ class FakeLLM:
             raise await self.wait_dead()
         self.seen.append(params)
         self.live.add(request_id)
+        if ticket is not None:
+            ticket.sent_at = time.monotonic()
         texts = {choice: SequenceText(self.tokenizer, params) for choice in range(params.n)}
         position = 0
         try:
@@ -256,7 +259,11 @@ def scores(token_id: int, position: int, num_top: int) -> TokenLogprob:
 
 
 def fake_frontend(
-    llm: FakeLLM | None = None, *, limits: Limits | None = None, request_timeout_s: float = math.inf
+    llm: FakeLLM | None = None,
+    *,
+    limits: Limits | None = None,
+    request_timeout_s: float = math.inf,
+    tracing: Tracing | None = None,
 ) -> Frontend:
     """A Frontend in front of a FakeLLM."""
     return Frontend(
@@ -264,4 +271,5 @@ def fake_frontend(
         model_names=("fake", "org/alias"),
         limits=limits,
         request_timeout_s=request_timeout_s,
+        tracing=tracing,
     )

@@ -16,6 +16,7 @@ from polyserve.api.ports import listen
 from polyserve.api.protection import Protection
 from polyserve.api.server import serve
 from polyserve.api.stop import Stop
+from polyserve.api.tracing import Tracing
 from support.fake_llm import FakeLLM, fake_frontend
 
 HOST = "127.0.0.1"
@@ -33,8 +34,14 @@ class LiveServer:
     announced: str
 
     def __init__(
-        self, make_llm: Callable[[], FakeLLM], protection: Protection, drain_timeout_s: float, request_timeout_s: float
+        self,
+        make_llm: Callable[[], FakeLLM],
+        protection: Protection,
+        drain_timeout_s: float,
+        request_timeout_s: float,
+        tracing: Tracing | None,
     ) -> None:
+        self._tracing = tracing
         self._drain_timeout_s = drain_timeout_s
         self._request_timeout_s = request_timeout_s
         self._make_llm = make_llm
@@ -75,7 +82,10 @@ class LiveServer:
         self._stop = Stop()
         self.llm = self._make_llm()
         self.frontend = fake_frontend(
-            self.llm, limits=self._protection.limits, request_timeout_s=self._request_timeout_s
+            self.llm,
+            limits=self._protection.limits,
+            request_timeout_s=self._request_timeout_s,
+            tracing=self._tracing,
         )
         with listen(HOST, 0) as http_socket, listen(HOST, 0) as grpc_socket:
             self.url = f"http://{HOST}:{http_socket.getsockname()[1]}"
@@ -104,9 +114,10 @@ def live_server(
     protection: Protection | None = None,
     drain_timeout_s: float = DRAIN_TIMEOUT_S,
     request_timeout_s: float = math.inf,
+    tracing: Tracing | None = None,
 ) -> Iterator[LiveServer]:
     """A server for as long as the block runs."""
-    server = LiveServer(make_llm, protection or Protection(), drain_timeout_s, request_timeout_s)
+    server = LiveServer(make_llm, protection or Protection(), drain_timeout_s, request_timeout_s, tracing)
     server.start()
     try:
         yield server

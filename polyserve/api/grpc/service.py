@@ -123,7 +123,11 @@ class PolyServeService(PolyServeServicer):
             )
 
     def _tenant(self, context: grpc.aio.ServicerContext) -> str | None:
-        return self._keys.authenticate(authorization_of(context.invocation_metadata()))
+        """Whose call it is. From here on it is a part of its caller's trace."""
+        metadata = context.invocation_metadata()
+        if self._frontend.tracing is not None:
+            self._frontend.tracing.continue_from({key: value for key, value in metadata if isinstance(value, str)})
+        return self._keys.authenticate(authorization_of(metadata))
 
     async def _events(self, request: Admitted, event: type[Response]) -> AsyncGenerator[Response, None]:
         """One Prompt, the deltas of all choices, one Usage."""

@@ -2,6 +2,7 @@
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.telemetry import TelemetryConfig
 
 from polyserve import __version__
 from polyserve.api.frontend import Frontend
@@ -26,6 +27,7 @@ def create_app(frontend: Frontend, protection: Protection) -> FastAPI:
         docs_url=None,  # its pages would be fetched from elsewhere
         redoc_url=None,
         redirect_slashes=False,
+        telemetry=_telemetry(frontend),
         responses={"4XX": {"model": ErrorBody, "description": "What is wrong with the request"}},
     )
     for make_router in ROUTERS:
@@ -43,3 +45,11 @@ def create_app(frontend: Frontend, protection: Protection) -> FastAPI:
             expose_headers=("x-request-id",),
         )
     return app
+
+
+def _telemetry(frontend: Frontend) -> TelemetryConfig:
+    """A span for each request, where they are wanted; FastAPI would also log errors with what clients sent."""
+    config = TelemetryConfig(tracing=False, metrics=False, logs=False, operation_spans=False, auto_configure=False)
+    if frontend.tracing is not None:
+        config |= {"tracing": True, "tracer_provider": frontend.tracing.provider}
+    return config
