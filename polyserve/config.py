@@ -12,6 +12,7 @@ DTYPES = ("bfloat16", "float32", "float16")
 QUANTIZATIONS = ("auto", "none", "int8", "int4")
 DEVICES = ("auto", "cpu", "cuda")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+GRAMMAR_TIMEOUT_MS = 500
 KV_CACHE_DTYPES = ("auto", *DTYPES, "int8", "fp8")
 
 
@@ -115,6 +116,7 @@ class ServerConfig:
     tls_key: str | None = option(None, "its private key in PEM, without a password")
     cors_origins: list[str] = option([], "origins whose web pages may call, such as https://example.org; default: none")
     max_logprobs: int = option(20, "most alternatives a request may ask for at each token")
+    grammar_timeout_ms: int = option(GRAMMAR_TIMEOUT_MS, "processor time that compiling a request's grammar may take")
     step_timeout: float = option(60.0, "seconds after which an engine that is silent is stuck, and is started again")
     request_timeout: float = option(600.0, "seconds that a request may take; clients can ask for less, not for more")
     drain_timeout: float = option(25.0, "seconds that running requests may take when the server is told to end")
@@ -135,6 +137,8 @@ class ServerConfig:
         _check_choices(self, "metrics_compat", ("none", "vllm"))
         _check_choices(self, "log_format", ("text", "json"))
         _check_choices(self, "log_level", LOG_LEVELS)
+        if self.grammar_timeout_ms < 1:
+            raise ValueError(f"grammar_timeout_ms must be at least 1, got {self.grammar_timeout_ms}")
         for name in ("step_timeout", "request_timeout"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")

@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from polyserve.config import EngineConfig
 from polyserve.engine.engine import Engine
-from polyserve.errors import InternalError, InvalidRequest
+from polyserve.errors import InvalidRequest
 from polyserve.model.weights.resolve import resolve
 from polyserve.output import CompletionOutput, RequestOutput, SequenceText, prompt_logprob_entries
 from polyserve.pooling import Pooling, unit_length
-from polyserve.request import POOLED, Request, SequenceOutput, admit, check_request, pooling_request
+from polyserve.request import POOLED, Request, SequenceOutput, admit, check_request, error_of, pooling_request
 from polyserve.sampling_params import SamplingParams
 from polyserve.tokenizer.base import Tokenizer
 from polyserve.tokenizer.load import load_tokenizer
@@ -58,7 +58,7 @@ class LLM:
         config = config or EngineConfig()
         path = resolve(model or config.model)
         self.tokenizer: Tokenizer = load_tokenizer(path, chat_template=chat_template)
-        self.engine = Engine.from_config(replace(config, model=str(path)))
+        self.engine = Engine.from_config(replace(config, model=str(path)), load_vocabulary=self.tokenizer.vocabulary)
         self.max_logprobs = max_logprobs
         self._request_ids = map(str, count())
 
@@ -162,6 +162,7 @@ class LLM:
             raise InvalidRequest(
                 "max_tokens must be at least 1 unless prompt_logprobs is set, got 0", param="max_tokens"
             )
+        self.engine.check_grammar(params)
         return _Answer(admit(next(self._request_ids), prompt_ids, params), prompt, self.tokenizer)
 
     def _run(self, jobs: "Sequence[_Job]", *, use_tqdm: bool) -> None:
@@ -229,7 +230,7 @@ class _Vector:
 
     def take(self, output: SequenceOutput) -> bool:
         if output.pooled is None:
-            raise InternalError(output.error or "the engine gave this request up")
+            raise error_of(output)
         self.values = output.pooled
         return False
 
@@ -264,7 +265,7 @@ class _Answer:
     def take(self, output: SequenceOutput) -> bool:
         """Add what a step brought. Returns whether the choice has to be aborted: a stop string has ended it."""
         if output.finish_reason == "error":
-            raise InternalError(output.error or "the engine gave this request up")
+            raise error_of(output)
         text = self._texts.get(output.choice)
         if text is None:
             return False  # computed before the engine knew of the stop string

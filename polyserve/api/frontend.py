@@ -137,19 +137,22 @@ class Frontend:
         options: Mapping[str, Any],
         *,
         echo: bool = False,
+        renamed: Mapping[str, str] | None = None,
         tenant: str | None = None,
         timeout_s: float | None = None,
     ) -> Admitted:
         """Check a completion. `options` are those fields of SamplingParams that the client gave.
 
+        renamed: what the protocol calls some of the options, for errors that name them.
         timeout_s: how long it may take, if that is less than this server's own limit.
         """
-        async with self._admitting(timeout_s) as (arrived, deadline):
+        async with self._admitting(timeout_s, renamed or {}) as (arrived, deadline):
             params = self._sampling_params(options, scores_prompt=echo)
             self.limits.check_prompts(prompts, params)
             for text in prompts:
                 if isinstance(text, str):
                     self.limits.check_length(len(text.encode(errors="replace")), max_model_len=self.llm.max_model_len)
+            await self.llm.check_grammar(params)
             read = [await self.read_prompt(prompt) for prompt in prompts]
             for prompt in read:
                 self.llm.check(prompt.token_ids, params)
@@ -167,22 +170,23 @@ class Frontend:
         tenant: str | None = None,
         timeout_s: float | None = None,
     ) -> Admitted:
-        """Check a chat request. `renamed`: what the protocol calls some of the options, for errors that name them."""
-        names = {"prompt": "messages", **(renamed or {})}
-        async with self._admitting(timeout_s) as (arrived, deadline):
-            with naming(names):
-                params = self._sampling_params({"max_tokens": None, **options})
-                self.limits.check_length(conversation.num_bytes, max_model_len=self.llm.max_model_len)
-                prompt = await self.read_conversation(conversation)
-                self.llm.check(prompt.token_ids, params)
+        """Check a chat request. `renamed` is as for `admit_prompts`."""
+        async with self._admitting(timeout_s, {"prompt": "messages", **(renamed or {})}) as (arrived, deadline):
+            params = self._sampling_params({"max_tokens": None, **options})
+            self.limits.check_length(conversation.num_bytes, max_model_len=self.llm.max_model_len)
+            await self.llm.check_grammar(params)
+            prompt = await self.read_conversation(conversation)
+            self.llm.check(prompt.token_ids, params)
         return Admitted(
             request_id=request_id, prompts=[prompt], params=params, arrived=arrived, deadline=deadline, tenant=tenant
         )
 
     @asynccontextmanager
-    async def _admitting(self, timeout_s: float | None) -> AsyncIterator[tuple[float, float]]:
-        """The time of arrival and the deadline, which also ends what is done inside."""
-        with self.metrics.refusals():
+    async def _admitting(
+        self, timeout_s: float | None, renamed: Mapping[str, str]
+    ) -> AsyncIterator[tuple[float, float]]:
+        """The time of arrival and the deadline, which also ends what is done inside. `naming` is for its errors."""
+        with self.metrics.refusals(), naming(renamed):
             self._check_open()
             self.llm.admission.check_room()
             arrived = time.monotonic()

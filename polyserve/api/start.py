@@ -3,10 +3,12 @@
     ports taken -> engine told to load -> what answers is imported -> engine loaded -> server.py -> engine ends
 Ports are taken before the model is loaded, so that one in use is noticed at once; early HTTP clients wait.
 The engine process comes before the imports: its own, of torch, take longer than all that this process does meanwhile.
-gRPC comes after it: its threads and forking do not go together.
+gRPC comes after it: its threads and forking do not go together. An engine that is started again runs another program at
+once, so that gRPC's own care for forks is not needed, and would be in the way.
 """
 
 import asyncio
+import os
 import resource
 import socket
 import sys
@@ -42,6 +44,7 @@ async def run(
     """
     protection = Protection.from_config(server, limits or Limits())
     stop = Stop()
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # read when grpc is imported
     _allow_descriptors()
     try:
         with (
@@ -80,7 +83,11 @@ async def _run(
     from polyserve.service.async_llm import AsyncLLM
 
     joining = AsyncLLM.join(
-        *started, chat_template=server.chat_template, max_logprobs=server.max_logprobs, admission=admission
+        *started,
+        chat_template=server.chat_template,
+        max_logprobs=server.max_logprobs,
+        admission=admission,
+        grammar_timeout_ms=server.grammar_timeout_ms,
     )
     llm = await unless(stop.asked, joining)
     if llm is None:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyserve.engine.grammar import GrammarState
 from polyserve.engine.kv_cache import KVCache
 from polyserve.engine.logits import TokenEdits
 from polyserve.engine.pooler import Pooler
@@ -36,6 +37,7 @@ class KnownSequence:
     scores_prompt: bool  # log-probabilities of the prompt are wanted and not reported yet
     pooler: Pooler | None
     block_table: list[int]
+    grammar: GrammarState | None = None
 
 
 @dataclass(frozen=True, slots=True)

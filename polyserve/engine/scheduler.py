@@ -179,7 +179,7 @@ class Scheduler:
     def update(self, step: Step, result: StepResult) -> list[SequenceOutput]:
         """Take in what the runner answered. Sequences that ended since the step was made are passed over."""
         outputs: list[SequenceOutput] = []
-        failed = {failure.seq_id: failure.message for failure in result.failed}
+        failed = {failure.seq_id: failure for failure in result.failed}
         for part in result.prompt_logprobs:
             if (seq := self._live.get(part.seq_id)) is not None and seq.prompt_logprobs is not None:
                 seq.prompt_logprobs[part.start :] = part.entries  # after a preemption once more: the same values
@@ -190,7 +190,8 @@ class Scheduler:
             if (seq := self._live.get(chunk.seq_id)) is None:
                 continue
             if seq.seq_id in failed:
-                outputs.append(self._fail(seq, failed[seq.seq_id]))
+                failure = failed[seq.seq_id]
+                outputs.append(self._fail(seq, failure.message, refused_param=failure.refused_param))
                 continue
             num_computed = chunk.start + chunk.num_tokens
             seq.num_steps -= 1
@@ -276,9 +277,11 @@ class Scheduler:
         self._end(seq)
         return self._output(seq, sampled=sampled, finish_reason=reason, stop_reason=stop_reason)
 
-    def _fail(self, seq: Sequence, message: str) -> SequenceOutput:
+    def _fail(self, seq: Sequence, message: str, *, refused_param: str | None = None) -> SequenceOutput:
         self._end(seq)
-        return SequenceOutput(seq.request_id, seq.choice, [], finish_reason="error", error=message)
+        return SequenceOutput(
+            seq.request_id, seq.choice, [], finish_reason="error", error=message, refused_param=refused_param
+        )
 
     def _end(self, seq: Sequence) -> None:
         """Forget a live sequence, wherever it stands. If it was to compute the prompt for others, the next one does."""

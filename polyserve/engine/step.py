@@ -80,6 +80,7 @@ class Failed:
 
     seq_id: int
     message: str  # for the client
+    refused_param: str | None = None  # the parameter at fault, if it is the request's own
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The front of a server: text in, text out, for many requests at a time, with the engine in another process.
 
     encode, render_chat   off the event loop, in a few threads
+    check_grammar         in a process that may die of it
     generate              Add -> engine;  Outputs -> the request's list -> its own task: SequenceText -> ChoiceDelta
     embed                 the same for one vector
 
@@ -20,15 +21,16 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from polyserve.config import EngineConfig
-from polyserve.errors import DeadlineExceeded, EngineDead, InternalError, InvalidRequest, PolyServeError
+from polyserve.config import GRAMMAR_TIMEOUT_MS, EngineConfig
+from polyserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, PolyServeError
 from polyserve.log import get_logger, set_up_logging
 from polyserve.output import LogprobEntry, SequenceText, prompt_logprob_entries
 from polyserve.pooling import Pooling, unit_length
-from polyserve.request import POOLED, FinishReason, SequenceOutput, admit, check_request, pooling_request
+from polyserve.request import POOLED, FinishReason, SequenceOutput, admit, check_request, error_of, pooling_request
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.admission import Admission, AdmissionConfig, Ticket
 from polyserve.service.engine_process import COMMAND
+from polyserve.service.grammar_checker import GrammarChecker
 from polyserve.service.messages import Abort, Add, EngineStats, Outputs, Ready
 from polyserve.service.supervisor import STEP_TIMEOUT_S, Supervisor
 from polyserve.tokenizer.base import Tokenizer
@@ -66,6 +68,7 @@ class AsyncLLM:
         *,
         max_logprobs: int,
         admission: AdmissionConfig | None = None,
+        grammar_timeout_ms: int = GRAMMAR_TIMEOUT_MS,
     ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = ready.vocab_size
@@ -87,6 +90,7 @@ class AsyncLLM:
         self._streams: dict[str, _Stream] = {}
         template = tokenizer.chat_template
         self._renderer = None if template is None else TemplateProcess(template)
+        self._grammars = GrammarChecker(limit_ms=grammar_timeout_ms)
         self._threads = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
         self._watcher = asyncio.create_task(self._watch())
         engine.listen(self._distribute)
@@ -117,8 +121,12 @@ class AsyncLLM:
         chat_template: str | None = None,
         max_logprobs: int = 20,
         admission: AdmissionConfig | None = None,
+        grammar_timeout_ms: int = GRAMMAR_TIMEOUT_MS,
     ) -> "AsyncLLM":
-        """The same for what `Supervisor.start` gave. The process is ended if this fails."""
+        """The same for what `Supervisor.start` gave. The process is ended if this fails.
+
+        grammar_timeout_ms: processor time that compiling a request's grammar may take.
+        """
         try:
             tokenizer, ready = await asyncio.gather(
                 asyncio.to_thread(load_tokenizer, path, chat_template=chat_template), engine.ready()
@@ -126,7 +134,14 @@ class AsyncLLM:
         except BaseException:
             await engine.close()
             raise
-        return cls(engine, tokenizer, ready, max_logprobs=max_logprobs, admission=admission)
+        return cls(
+            engine,
+            tokenizer,
+            ready,
+            max_logprobs=max_logprobs,
+            admission=admission,
+            grammar_timeout_ms=grammar_timeout_ms,
+        )
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""
@@ -161,6 +176,10 @@ class AsyncLLM:
             max_model_len=self.max_model_len,
             max_logprobs=self.max_logprobs,
         )
+
+    async def check_grammar(self, params: SamplingParams) -> None:
+        """Raise InvalidRequest if `params` hold a grammar that cannot be followed, or only with too much work."""
+        await self._grammars.check(params)
 
     async def generate(
         self,
@@ -221,7 +240,7 @@ class AsyncLLM:
             stream.close()
             self._leave(request_id, ticket)
         if output.pooled is None:
-            raise InternalError(output.error or "the engine gave this request up")
+            raise error_of(output)
         return unit_length(output.pooled)
 
     def _leave(self, request_id: str, ticket: Ticket) -> None:
@@ -245,9 +264,10 @@ class AsyncLLM:
         return stream
 
     async def _read(self, text: SequenceText, output: SequenceOutput) -> ChoiceDelta:
-        """The output as text. Raises InternalError if the engine could not go on."""
+        """The output as text. Raises InternalError if the engine could not go on, InvalidRequest if that is the
+        request's own fault."""
         if output.finish_reason == "error":
-            raise InternalError(output.error or "the engine gave this request up")
+            raise error_of(output)
         prompt_logprobs = None
         if output.prompt_logprobs is not None:  # one entry for each token of the prompt: too long for the loop
             prompt_logprobs = await self._off_the_loop(
@@ -296,6 +316,7 @@ class AsyncLLM:
         await self._engine.close()
         if self._renderer is not None:
             self._renderer.close()
+        await self._grammars.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _distribute(self, step: Outputs) -> None:

@@ -102,5 +102,11 @@ class Outputs(msgspec.Struct, frozen=True, tag=True):
     stats: EngineStats
 
 
+class Verdict(msgspec.Struct, frozen=True):
+    """What `grammar_process` finds: why a grammar cannot be followed, as an InvalidRequest would say it, or nothing."""
+
+    message: str | None = None
+
+
 FrontMessage = Hello | Add | Abort | Heard | SetLogLevel
 EngineMessage = Ready | Failed | Outputs

@@ -27,6 +27,7 @@ log = get_logger(__name__)
 STEP_TIMEOUT_S = 60.0
 STABLE_S = 60.0  # an engine that lived so long was well, even if nobody asked anything of it
 MAX_FRUITLESS = 5  # deaths in a row that brought neither a token nor a narrower suspicion: then it is hopeless
+MAX_PATIENCE = 8  # an engine that was taken for stuck may have been slow: each time it gets twice as long, up to this
 BACK_OFF_S = 0.2  # before the second restart of such a row; doubled for each further one
 GIVEN_UP = "the engine ended each time it computed this request; it is given up"
 
@@ -41,6 +42,7 @@ class Supervisor:
         self.config = config
         self._command = command
         self._step_timeout_s = step_timeout_s
+        self._patience = 1  # times the timeout
         self._journal = Journal()
         self._deliver: Callable[[Outputs], None] | None = None
         self._ready: Ready | None = None
@@ -137,9 +139,10 @@ class Supervisor:
                     return death.result()
                 silent_s = self._engine.silent_s()
                 here = time.monotonic() - began < 2 * interval_s  # else this process slept, and has not asked
-                if here and silent_s > self._step_timeout_s:
+                if here and silent_s > self._step_timeout_s * self._patience:
                     log.error("the engine has been silent for %.1f s: its stacks follow, then it is ended", silent_s)
                     await self._engine.kill()
+                    self._patience = min(2 * self._patience, MAX_PATIENCE)
                     return EngineDead(f"the engine was stuck: it was silent for {silent_s:.1f} s")
                 if silent_s > interval_s:
                     self._engine.ask()

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from polyserve.errors import InvalidRequest
+from polyserve.request import Vocabulary
 from polyserve.tokenizer.chat import ChatTemplate
 
 NO_CHAT_TEMPLATE = (
@@ -104,6 +105,10 @@ class Tokenizer(ABC):
         if known is None:
             known = self._bytes[token_id] = self._bytes_of(token_id)
         return known
+
+    def vocabulary(self) -> Vocabulary:
+        """Every token's bytes. Takes a moment: there may be hundreds of thousands."""
+        return Vocabulary([self.token_bytes(token_id) for token_id in range(self.vocab_size)], self.special_ids)
 
     def token_text(self, token_id: int) -> str:
         """`token_bytes` for people to read: bytes that are no whole character become U+FFFD."""

@@ -86,6 +86,9 @@ class FakeEngine:
         self._sequences = [s for s in self._sequences if (s.request.request_id, s.choice) not in ended]
         return outputs
 
+    def warm_up_grammars(self) -> None:
+        """It has none."""
+
     def stats(self) -> EngineStats:
         return EngineStats(len(self._sequences), 0, 0, 0, 0, 0, 0)
 

@@ -20,6 +20,7 @@ from typing import cast
 from polyserve.api.frontend import Frontend
 from polyserve.api.limits import Limits
 from polyserve.api.tracing import Tracing
+from polyserve.engine.grammar import byte_tokenizer, compile_grammar
 from polyserve.errors import DeadlineExceeded, EngineDead
 from polyserve.output import SequenceText, prompt_logprob_entries
 from polyserve.pooling import Pooling, unit_length
@@ -139,6 +140,10 @@ class FakeLLM:
             max_model_len=self.max_model_len,
             max_logprobs=self.max_logprobs,
         )
+
+    async def check_grammar(self, params: SamplingParams) -> None:
+        if params.grammar_field is not None:
+            compile_grammar(params, byte_tokenizer())
 
     async def generate(
         self,

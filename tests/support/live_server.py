@@ -66,6 +66,14 @@ class LiveServer:
         """Let requests go on that were held."""
         self._loop.call_soon_threadsafe(self.llm.release)
 
+    def num_tasks(self) -> int:
+        """Of the server's loop."""
+
+        async def count() -> int:
+            return len(asyncio.all_tasks()) - 1
+
+        return asyncio.run_coroutine_threadsafe(count(), self._loop).result(TIMEOUT_S)
+
     def join(self) -> None:
         self._thread.join(TIMEOUT_S)
         assert not self._thread.is_alive()

@@ -258,7 +258,7 @@ class CheckpointRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationRecipe:
-    """Loss by language on the first rows of data sets that are not trained on."""
+    """Loss by language on the first rows of what is not trained on: data sets, or conversations as in ChatRecipe."""
 
     sources: dict[str, str]
     every: int = 100  # steps; and after the last

@@ -28,12 +28,12 @@ from polyserve_kernels.dispatch import numerics_id, use_backend
 from polyserve_training.checkpoint import Checkpoints, digest, read_meta, restore
 from polyserve_training.config import Recipe
 from polyserve_training.curriculum import Curriculum
-from polyserve_training.data.packing import TextRows
+from polyserve_training.data.packing import RowSource
 from polyserve_training.model import Described, build, describe, flops_per_token
 from polyserve_training.parallel import ALONE, Processes, join
 from polyserve_training.recipe import as_values
 from polyserve_training.run_log import Done, RunLog
-from polyserve_training.sources import open_sources, open_texts
+from polyserve_training.sources import check_stops, open_sources, open_validation
 from polyserve_training.trainer import StepResult, Trainer
 from polyserve_training.validation import validate
 
@@ -56,7 +56,7 @@ class Prepared:
 
     recipe: Recipe
     described: Described
-    validation: dict[str, TextRows]
+    validation: dict[str, RowSource]
     chat_template: str | None  # its source, where conversations are learned from
     curriculum: Curriculum
     device: torch.device
@@ -134,11 +134,8 @@ def prepare(recipe: Recipe, processes: Processes = ALONE) -> Prepared:
     described = describe(recipe, tokenizer)
     sha256 = tokenizer_sha256(folder)
     sources = open_sources(recipe, tokenizer, tokenizer_sha256=sha256)
-    validation: dict[str, TextRows] = {}
-    if recipe.validation is not None:
-        validation, _ = open_texts(
-            recipe.validation.sources, verify="full", context=recipe.batch.context, tokenizer_sha256=sha256
-        )
+    check_stops(sources.streams, described.config.eos_ids)
+    validation = open_validation(recipe, tokenizer, tokenizer_sha256=sha256)
     template = tokenizer.chat_template.source if recipe.chat is not None and tokenizer.chat_template else None
     identity = {
         "recipe": as_values(recipe),
@@ -202,7 +199,11 @@ class _Run:
         if self.log is not None:
             self.log.flush()
         found = validate(self.trainer.model, self.prepared.validation, rows=rows, processes=self.processes)
-        each = ", ".join(f"{name} {x.loss:.3f} ({x.bits_per_byte:.3f} bits/byte)" for name, x in found.items())
+        each = ", ".join(
+            f"{name} {x.loss:.3f} ({x.bits_per_byte:.3f} bits/byte"
+            f"{'' if x.stop_loss is None else f', ends of answers {x.stop_loss:.3f}'})"
+            for name, x in found.items()
+        )
         _log.info("validation after step %d: %s", number, each)
         if self.log is not None:
             self.log.write({"step": number, "validation": {name: asdict(loss) for name, loss in found.items()}})

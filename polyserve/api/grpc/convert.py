@@ -55,6 +55,8 @@ def sampling_options(params: pb.SamplingParams) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, int | float | str):
         return value
+    if isinstance(value, pb.Choices):
+        return list(value.choices)
     return dict(value) if hasattr(value, "items") else list(value)
 
 

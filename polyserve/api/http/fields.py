@@ -43,9 +43,10 @@ ACCEPTED, ECHOED = Metadata.ACCEPTED, Metadata.ECHOED
 
 def _describe(schema: dict[str, Any], model: type[BaseModel]) -> None:
     """Add to the JSON schema what becomes of each field, and what SamplingParams says of those that it has."""
+    field_of = {field.alias or name: field for name, field in model.model_fields.items()}
     for name, described_field in schema.get("properties", {}).items():
         described_field.pop("title", None)
-        marks = model.model_fields[name].metadata
+        marks = field_of[name].metadata
         metadata = next((mark.value for mark in marks if isinstance(mark, Metadata)), "honoured")
         described_field["x-support"] = "refused" if any(isinstance(mark, Only) for mark in marks) else metadata
         if name in SAMPLING and "description" not in described_field:

@@ -28,6 +28,7 @@ from polyserve.api.http.fields import (
     Unsupported,
 )
 from polyserve.api.http.messages import ConversationBody, MessageBody
+from polyserve.api.http.structured import ResponseFormat, Schema, add_grammar
 from polyserve.errors import InvalidRequest
 
 
@@ -84,13 +85,25 @@ class GenerationBody(Body):
     priority: int | None = None
     return_token_ids: bool | None = None
     """Give the ids of the prompt (`prompt_token_ids`) and of the answer (`token_ids`) as well."""
+    guided_json: Schema | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    response_format: ResponseFormat | None = None
+    """The answer is any text, a JSON object, or a value that a JSON schema allows."""
     # metadata
     user: Annotated[Label | None, ACCEPTED] = None
 
     def options(self) -> dict[str, Any]:
         """Those fields of SamplingParams that the client gave."""
         given = ((name, getattr(self, name, None)) for name in SAMPLING)
-        return {name: value for name, value in given if value is not None}
+        options = {name: value for name, value in given if value is not None}
+        add_grammar(options, self.response_format)
+        return options
+
+    def renamed(self) -> dict[str, str]:
+        """What the client calls some fields of SamplingParams."""
+        return {} if self.response_format is None else {"guided_json": "response_format"}
 
     def usage_chunks(self) -> UsageChunks:
         """Where a stream tells its usage."""
@@ -153,7 +166,6 @@ class ChatBody(GenerationBody, ConversationBody):
     prompt_cache_options: Unsupported = None
     prompt_cache_retention: Annotated[JsonValue, Only(("in_memory",))] = None
     reasoning_effort: Annotated[JsonValue, Only(("none",))] = None
-    response_format: Annotated[JsonValue, Only(({"type": "text"},))] = None
     store: Annotated[JsonValue, Only((False,))] = None
     tool_choice: Annotated[JsonValue, Only(("none", "auto"))] = None
     tools: Annotated[JsonValue, Only(([],))] = None
@@ -172,8 +184,7 @@ class ChatBody(GenerationBody, ConversationBody):
         return options
 
     def renamed(self) -> dict[str, str]:
-        """What the client calls some fields of SamplingParams."""
-        names = {"logprobs": "top_logprobs"}
+        names = {"logprobs": "top_logprobs", **super().renamed()}
         if self.max_completion_tokens is not None:
             names["max_tokens"] = "max_completion_tokens"
         return names
