@@ -13,6 +13,7 @@ QUANTIZATIONS = ("auto", "none", "int8", "int4")
 DEVICES = ("auto", "cpu", "cuda")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 GRAMMAR_TIMEOUT_MS = 500
+TOOL_CALL_PARSERS = ("auto", "none", "hermes", "llama3", "mistral", "mistral-args", "gemma")
 KV_CACHE_DTYPES = ("auto", *DTYPES, "int8", "fp8")
 
 
@@ -115,6 +116,9 @@ class ServerConfig:
     tls_cert: str | None = option(None, "certificate in PEM, for HTTPS and gRPC over TLS; needs --tls-key")
     tls_key: str | None = option(None, "its private key in PEM, without a password")
     cors_origins: list[str] = option([], "origins whose web pages may call, such as https://example.org; default: none")
+    tool_call_parser: str = option(
+        "auto", "how the model writes calls of functions; auto: as its chat template tells", choices=TOOL_CALL_PARSERS
+    )
     max_logprobs: int = option(20, "most alternatives a request may ask for at each token")
     grammar_timeout_ms: int = option(GRAMMAR_TIMEOUT_MS, "processor time that compiling a request's grammar may take")
     step_timeout: float = option(60.0, "seconds after which an engine that is silent is stuck, and is started again")
@@ -137,6 +141,7 @@ class ServerConfig:
         _check_choices(self, "metrics_compat", ("none", "vllm"))
         _check_choices(self, "log_format", ("text", "json"))
         _check_choices(self, "log_level", LOG_LEVELS)
+        _check_choices(self, "tool_call_parser", TOOL_CALL_PARSERS)
         if self.grammar_timeout_ms < 1:
             raise ValueError(f"grammar_timeout_ms must be at least 1, got {self.grammar_timeout_ms}")
         for name in ("step_timeout", "request_timeout"):

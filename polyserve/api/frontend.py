@@ -25,6 +25,10 @@ from polyserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, Model
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.admission import Ticket
 from polyserve.service.async_llm import AsyncLLM, ChoiceDelta
+from polyserve.tools.calls import Calls
+from polyserve.tools.definition import ToolUse
+from polyserve.tools.formats import choose_format
+from polyserve.tools.parser import CallParser
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,7 @@ class Admitted:
     arrived: float  # monotonic seconds, before tokenising
     deadline: float  # monotonic seconds
     tenant: str | None = None  # whose API key it came with, where keys are required
+    calls: Calls | None = None  # that its answers may make
 
     @property
     def num_choices(self) -> int:
@@ -85,11 +90,16 @@ class Frontend:
         *,
         model_names: Sequence[str],
         limits: Limits | None = None,
+        tool_call_parser: str = "auto",
         request_timeout_s: float = math.inf,
         metrics_compat: str = "none",
         tracing: Tracing | None = None,
     ) -> None:
-        """model_names: what clients may call the model; responses carry the first.  metrics_compat: none or vllm."""
+        """model_names: what clients may call the model; responses carry the first.
+
+        tool_call_parser: how the model writes calls of functions, one of `TOOL_CALL_PARSERS`.
+        metrics_compat: none or vllm.
+        """
         self.llm = llm
         self.request_timeout_s = request_timeout_s
         self.draining = False
@@ -101,6 +111,8 @@ class Frontend:
         self.created = int(time.time())
         self.tracing = tracing
         self.metrics = Metrics(llm, model_name=self.model_name, vllm_names=metrics_compat == "vllm")
+        template = llm.tokenizer.chat_template
+        self._call_format = choose_format(tool_call_parser, None if template is None else template.source)
 
     @property
     def model_name(self) -> str:
@@ -166,19 +178,34 @@ class Frontend:
         conversation: Conversation,
         options: Mapping[str, Any],
         *,
+        use: ToolUse | None = None,
         renamed: Mapping[str, str] | None = None,
         tenant: str | None = None,
         timeout_s: float | None = None,
     ) -> Admitted:
-        """Check a chat request. `renamed` is as for `admit_prompts`."""
-        async with self._admitting(timeout_s, {"prompt": "messages", **(renamed or {})}) as (arrived, deadline):
+        """Check a chat request. `use`: what it may call. Otherwise as `admit_prompts`."""
+        names = {"prompt": "messages", **(renamed or {})}
+        calls = None
+        if use is not None:
+            with naming(names):
+                calls = Calls.of(use, self._call_format)
+                options = calls.guide(options, self.llm.tokenizer)
+            conversation = replace(conversation, tools=use.tools)
+            names["guided_grammar"] = "tools"
+        async with self._admitting(timeout_s, names) as (arrived, deadline):
             params = self._sampling_params({"max_tokens": None, **options})
             self.limits.check_length(conversation.num_bytes, max_model_len=self.llm.max_model_len)
             await self.llm.check_grammar(params)
             prompt = await self.read_conversation(conversation)
             self.llm.check(prompt.token_ids, params)
         return Admitted(
-            request_id=request_id, prompts=[prompt], params=params, arrived=arrived, deadline=deadline, tenant=tenant
+            request_id=request_id,
+            prompts=[prompt],
+            params=params,
+            arrived=arrived,
+            deadline=deadline,
+            tenant=tenant,
+            calls=calls,
         )
 
     @asynccontextmanager
@@ -220,6 +247,7 @@ class Frontend:
             [message.for_template() for message in messages],
             add_generation_prompt=conversation.adds_generation_prompt,
             continue_final_message=conversation.continue_final_message,
+            tools=[tool.for_template() for tool in conversation.tools] or None,
         )
         return await self.read_prompt(text, add_special_tokens=add_special_tokens)
 
@@ -277,12 +305,21 @@ class Frontend:
     async def _run_prompt(self, request: Admitted, index: int, ticket: Ticket) -> AsyncGenerator[ChoiceDelta, None]:
         prompt, params = request.prompts[index], request.own_params()
         request_id = f"{request.request_id}-{index}"
-        stream = self.llm.generate(request_id, prompt.token_ids, params, ticket=ticket, deadline=request.deadline)
+        calls = request.calls
+        parsers = [] if calls is None else [calls.parser() for _ in range(params.n)]
+        stream = self.llm.generate(
+            request_id,
+            prompt.token_ids,
+            params,
+            ticket=ticket,
+            deadline=request.deadline,
+            shown_ids=frozenset() if calls is None else calls.shown_ids(self.llm.tokenizer),
+        )
         with self.metrics.request(request.arrived, prompt.text, ticket) as record, self._traced(request_id, record):
             async with aclosing(stream) as deltas:
                 async for delta in deltas:
                     record.delta(delta)
-                    yield delta
+                    yield with_calls(delta, parsers[delta.choice]) if parsers else delta
 
     def _traced(self, request_id: str, record: Record) -> AbstractContextManager[None]:
         return nullcontext() if self.tracing is None else self.tracing.answer(request_id, record)
@@ -299,6 +336,18 @@ class Frontend:
                 for earlier in held or ():
                     yield earlier
                 held = None
+
+
+def with_calls(delta: ChoiceDelta, parser: CallParser) -> ChoiceDelta:
+    """The delta with what of its text are calls of functions told apart."""
+    found = parser.push(delta.text)
+    text, calls, reason = found.text, found.calls, delta.finish_reason
+    if reason is not None:
+        rest = parser.flush(cut=reason == "length" or isinstance(delta.stop_reason, str))
+        text, calls = text + rest.text, calls + rest.calls
+        if reason == "stop" and parser.has_called:
+            reason = "tool_calls"
+    return replace(delta, text=text, calls=calls, finish_reason=reason)
 
 
 @contextmanager

@@ -98,6 +98,7 @@ async def _run(
             llm,
             model_names=model_names,
             limits=protection.limits,
+            tool_call_parser=server.tool_call_parser,
             request_timeout_s=server.request_timeout,
             metrics_compat=server.metrics_compat,
             tracing=tracing,

@@ -35,8 +35,8 @@ class KnownSequence:
     params: SamplingParams
     edits: TokenEdits | None
     scores_prompt: bool  # log-probabilities of the prompt are wanted and not reported yet
-    pooler: Pooler | None
     block_table: list[int]
+    pooler: Pooler | None = None
     grammar: GrammarState | None = None
 
 

@@ -16,10 +16,10 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from polyserve.config import GRAMMAR_TIMEOUT_MS, EngineConfig
 from polyserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, PolyServeError
@@ -36,6 +36,7 @@ from polyserve.service.supervisor import STEP_TIMEOUT_S, Supervisor
 from polyserve.tokenizer.base import Tokenizer
 from polyserve.tokenizer.load import load_tokenizer
 from polyserve.tokenizer.rendering import TemplateProcess
+from polyserve.tools.parser import CallDelta
 
 log = get_logger(__name__)
 T = TypeVar("T")
@@ -51,10 +52,11 @@ class ChoiceDelta:
     text: str
     token_ids: list[int]
     logprobs: list[LogprobEntry] | None
-    finish_reason: FinishReason | None
+    finish_reason: FinishReason | Literal["tool_calls"] | None
     stop_reason: int | str | None
     prompt_logprobs: list[LogprobEntry | None] | None  # with the first delta of choice 0, if asked for
     num_cached_tokens: int
+    calls: list[CallDelta] = field(default_factory=list)  # of functions; `text` is without them
 
 
 class AsyncLLM:
@@ -153,6 +155,7 @@ class AsyncLLM:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: list[dict[str, object]] | None = None,
     ) -> str:
         """The prompt of a conversation. Encode it with `add_special_tokens=False`: the template writes them itself."""
         return await self._off_the_loop(
@@ -161,6 +164,7 @@ class AsyncLLM:
                 messages,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
+                tools=tools,
             )
         )
 
@@ -189,17 +193,22 @@ class AsyncLLM:
         *,
         ticket: Ticket | None = None,
         deadline: float = math.inf,
+        shown_ids: frozenset[int] = frozenset(),
     ) -> AsyncGenerator[ChoiceDelta, None]:
         """The answer to a prompt as it comes, its choices in any order. Leaving it (`aclose`, cancellation) aborts it.
 
         ticket: of `admission`; closed at the end.  deadline: in monotonic seconds. It holds wherever the request is,
-        and also if nobody fetches what comes.  Raises what `check` does, Overloaded, InvalidRequest if the engine can
-        never hold it, InternalError if the engine gives it up, DeadlineExceeded, EngineDead if there is none any more.
+        and also if nobody fetches what comes.  shown_ids: special tokens whose text is given out all the same.
+
+        Raises what `check` does, Overloaded, InvalidRequest if the engine can never hold it, InternalError if the
+        engine gives it up, DeadlineExceeded, EngineDead if there is none any more.
         """
         self.check(prompt_ids, params)
         ticket = ticket or self.admission.reserve(len(prompt_ids), params, tenant=None, num_characters=len(prompt_ids))
         stream = self._open(request_id, ticket, deadline)
-        texts = {choice: SequenceText(self.tokenizer, params) for choice in range(params.n)}  # those that go on
+        texts = {  # of those that go on
+            choice: SequenceText(self.tokenizer, params, shown_ids=shown_ids) for choice in range(params.n)
+        }
         try:
             self.admission.enter(ticket, partial(self._send, Add(admit(request_id, prompt_ids, params))))
             while texts:

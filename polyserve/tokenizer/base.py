@@ -126,12 +126,16 @@ class Tokenizer(ABC):
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: list[dict[str, object]] | None = None,
     ) -> str:
         """The prompt of a conversation. Encode it with `add_special_tokens=False`: a template writes BOS itself."""
         if self.chat_template is None:
             raise InvalidRequest(NO_CHAT_TEMPLATE, param="messages")
         return self.chat_template.render(
-            messages, add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
         )
 
     def info(self) -> TokenizerInfo:

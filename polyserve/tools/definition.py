@@ -6,8 +6,9 @@ Arguments follow the function's schema. What cannot be followed of it is an erro
 left out otherwise.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from polyserve.errors import InvalidRequest
 
@@ -22,7 +23,7 @@ class Tool:
 
     name: str
     description: str | None = None
-    parameters: dict[str, object] | None = None
+    parameters: Mapping[str, Any] | None = None
     strict: bool = False
 
     def for_template(self) -> dict[str, object]:

@@ -15,8 +15,6 @@ Source  hermes: https://github.com/NousResearch/Hermes-Function-Calling   gemma:
 
 from dataclasses import dataclass
 
-from polyserve.errors import ModelLoadError
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallFormat:
@@ -81,15 +79,8 @@ _SIGNS = {  # of a chat template: the first that is found decides
 
 
 def choose_format(name: str, chat_template: str | None) -> CallFormat | None:
-    """The format of that name; of "auto", the one that the template is certain to mean; of "none", none.
-
-    Raises ModelLoadError for an unknown name.
-    """
+    """The format of that name (see `polyserve.config`); of "auto", the one that the template is certain to mean."""
     if name == "auto":
         signs = (found for sign, found in _SIGNS.items() if chat_template is not None and sign in chat_template)
         return FORMATS.get(next(signs, ""))
-    if name == "none":
-        return None
-    if name not in FORMATS:
-        raise ModelLoadError(f"tool_call_parser must be auto, none, {', '.join(FORMATS)}, got {name!r}")
-    return FORMATS[name]
+    return FORMATS.get(name)

@@ -5,7 +5,6 @@ Free text goes up to the marker, if there is one; without one, text that begins 
 """
 
 import json
-from collections.abc import Sequence
 
 from polyserve.sampling_params import JSON_SPACE
 from polyserve.tools.definition import Tool, ToolUse
@@ -17,11 +16,15 @@ _TEXT = "TEXT: /(.|\\n)*/"
 _TEXT_NO_CALL = 'TEXT: /(.|\\n)*/ & ~/[ \\t\\n]*(```json)?[ \\t\\n]*\\{[ \\t\\n]*"name"(.|\\n)*/'
 
 
-def grammar_of(use: ToolUse, form: CallFormat, *, marker_id: int | None, content_schema: str | None = None) -> str:
+def grammar_of(
+    use: ToolUse, form: CallFormat, *, marker_id: int | None, content_schema: dict[str, object] | None = None
+) -> str:
     """marker_id: the marker's token, if it is a special one.  content_schema: what a message without calls follows."""
+    begin = _quoted(form.begin, form, marker_id)
+    if content_schema is not None and form.marker is None:
+        begin = f'"{{" {_quoted(form.begin.removeprefix("{"))}'  # the same lexeme as in the schema's JSON
     lines = [
-        f"calls: {_quoted(form.begin, form, marker_id)} call {_quoted(form.end)} {_further(use, form, marker_id)}"
-        f" {_quoted(form.last)}",
+        f"calls: {begin} call {_quoted(form.end)} {_further(use, form, marker_id)} {_quoted(form.last)}",
         "call: " + " | ".join(f"call_{number}" for number in range(len(use.callable))),
     ]
     for number, tool in enumerate(use.callable):
@@ -31,11 +34,13 @@ def grammar_of(use: ToolUse, form: CallFormat, *, marker_id: int | None, content
     return "\n".join([*_start(use, form, marker_id, content_schema), *lines])
 
 
-def _start(use: ToolUse, form: CallFormat, marker_id: int | None, content_schema: str | None) -> list[str]:
+def _start(
+    use: ToolUse, form: CallFormat, marker_id: int | None, content_schema: dict[str, object] | None
+) -> list[str]:
     if use.calls_only:
         return ["start: calls"]
     if content_schema is not None:
-        return ["start: calls | content", f"content: %json {content_schema}"]
+        return ["start: calls | content", f"content: %json {_spaced(content_schema)}"]
     if form.marker is None:
         return ["start: calls | TEXT", _TEXT_NO_CALL]
     rest = f"{_quoted(form.begin.removeprefix(form.marker))} call {_quoted(form.end)}"
@@ -69,12 +74,10 @@ def _schema(tool: Tool) -> str:
     """The schema of a function's arguments, as JSON."""
     schema = dict(tool.parameters or {"type": "object", "properties": {}, "additionalProperties": False})
     schema.setdefault("type", "object")
+    return _spaced(schema, lenient=not tool.strict)
+
+
+def _spaced(schema: dict[str, object], **more: object) -> str:
     own = schema.get("x-guidance")
-    options = {"whitespace_pattern": JSON_SPACE, "lenient": not tool.strict}
-    schema["x-guidance"] = {**options, **(own if isinstance(own, dict) else {})}
-    return json.dumps(schema, ensure_ascii=False)
-
-
-def special_id(marker: str | None, special: Sequence[tuple[int, str]]) -> int | None:
-    """The id of the special token whose text is the marker."""
-    return next((token_id for token_id, text in special if text == marker), None)
+    options = {"whitespace_pattern": JSON_SPACE, **more, **(own if isinstance(own, dict) else {})}
+    return json.dumps({**schema, "x-guidance": options}, ensure_ascii=False)

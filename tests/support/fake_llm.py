@@ -5,8 +5,8 @@ many tokens as REPLY has. Log-probabilities are `logprob_of(token, position)`, a
 embedding is `vector_of` it. What goes on can be disturbed:
     live            ids of requests that are being served        aborted     ids of those that were left before the end
     hold(n)         every request waits after n tokens           fail(n, e)  every request raises `e` after n tokens
-    release()       they go on
-    die()           there is no engine any more                  seen        params of every request, in order
+    release()       they go on                               reply       what is answered instead of REPLY
+    die()           there is no engine any more              seen        params of every request, in order
     progressing     False: the engine is being started again
 Made and used on one event loop; what a test reads or sets from another thread are plain attributes.
 """
@@ -90,6 +90,7 @@ class FakeLLM:
 
     def reset(self) -> None:
         """Forget what was seen and what was asked for."""
+        self.reply = REPLY
         self.aborted: list[str] = []
         self.seen: list[SamplingParams] = []
         self._hold_after: int | None = None
@@ -127,9 +128,13 @@ class FakeLLM:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: list[dict[str, object]] | None = None,
     ) -> str:
         return self.tokenizer.render_chat(
-            messages, add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
         )
 
     def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
@@ -151,6 +156,7 @@ class FakeLLM:
         prompt_ids: Sequence[int],
         params: SamplingParams,
         *,
+        shown_ids: frozenset[int] = frozenset(),
         ticket: Ticket | None = None,
         deadline: float = math.inf,
     ) -> AsyncGenerator[ChoiceDelta, None]:
@@ -167,7 +173,7 @@ class FakeLLM:
             while texts:
                 await self._disturb(position, deadline)
                 for choice in sorted(texts, reverse=True):  # their order is nothing to rely on
-                    output = next_output(request_id, choice, position, prompt_ids, params)
+                    output = next_output(request_id, choice, position, prompt_ids, params, reply=self.reply.encode())
                     delta = texts[choice].push(output)
                     if delta.finish_reason is not None:
                         del texts[choice]
@@ -219,10 +225,9 @@ class FakeLLM:
 
 
 def next_output(
-    request_id: str, choice: int, position: int, prompt_ids: Sequence[int], params: SamplingParams
+    request_id: str, choice: int, position: int, prompt_ids: Sequence[int], params: SamplingParams, *, reply: bytes
 ) -> SequenceOutput:
     """What the engine sends for the answer's token at `position`."""
-    reply = REPLY.encode()
     ended = position == len(reply) and not params.ignore_eos
     token_id = EOS if position == len(reply) else reply[(position + (params.seed or 0) + choice) % len(reply)]
     stops = ended or token_id in params.stop_token_ids

@@ -20,6 +20,7 @@ from polyserve.api.grpc.convert import (
     prompt_event,
     refuse_unknown,
     sampling_options,
+    tool_use,
     usage_event,
 )
 from polyserve.api.keys import KeyRing
@@ -72,6 +73,7 @@ class PolyServeService(PolyServeServicer):
                 f"chat-{uuid.uuid4().hex}",
                 conversation(request),
                 options,
+                use=tool_use(request),
                 tenant=self._tenant(context),
                 timeout_s=context.time_remaining(),
             )

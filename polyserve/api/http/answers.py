@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class Answer(BaseModel):
@@ -59,10 +59,24 @@ class LegacyLogprobsObject(Answer):
     text_offset: list[int]
 
 
+class CalledFunction(Answer):
+    name: str
+    arguments: str
+    """JSON that follows the function's schema, but where the answer was cut."""
+
+
+class CallObject(Answer):
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class MessageObject(Answer):
     role: Literal["assistant"]
     content: str | None
+    """Null where there are calls and no text."""
     refusal: None
+    tool_calls: list[CallObject] | None = None
 
 
 class ChoiceObject(Answer):
@@ -108,10 +122,25 @@ class ChatCompletion(ChatEnvelope):
     metadata: dict[str, str] | None = None
 
 
+class CalledFunctionDelta(Answer):
+    name: str | None = None
+    arguments: str
+
+
+class CallDeltaObject(Answer):
+    """What is new of a call. The first one has all of it but most of the arguments."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: CalledFunctionDelta
+
+
 class Delta(Answer):
     role: Literal["assistant"] | None = None
     content: str | None = None
     refusal: None = None
+    tool_calls: list[CallDeltaObject] | None = None
 
 
 class ChatChunkChoice(ChoiceObject):

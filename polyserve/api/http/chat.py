@@ -23,8 +23,10 @@ from polyserve.api.http.envelope import ending, envelope, usage_object
 from polyserve.api.http.events import Chunks, EventStream, while_connected
 from polyserve.api.http.logprobs import chat_logprobs, prompt_logprobs
 from polyserve.api.http.schemas import ChatBody, UsageChunks
+from polyserve.api.http.tools import call_delta, call_objects
 from polyserve.output import LogprobEntry
 from polyserve.service.async_llm import ChoiceDelta
+from polyserve.tools.parser import CallDelta
 
 
 def chat_router(frontend: Frontend) -> APIRouter:
@@ -41,6 +43,7 @@ def chat_router(frontend: Frontend) -> APIRouter:
             request_id,
             conversation,
             body.options(),
+            use=body.tool_use(),
             renamed=body.renamed(),
             tenant=tenant_of(request),
             timeout_s=timeout_of(request),
@@ -60,6 +63,7 @@ class _Choice:
     texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     entries: list[LogprobEntry] = field(default_factory=list)
+    calls: list[CallDelta] = field(default_factory=list)
     end: ChoiceDelta | None = None
 
 
@@ -90,6 +94,7 @@ class _Answer:
                 choice.texts.append(delta.text)
                 choice.token_ids += delta.token_ids
                 choice.entries += _written(delta)
+                choice.calls += delta.calls
                 choice.end = delta
         response["choices"] = [self._choice_object(index, choice) for index, choice in enumerate(choices)]
         if self._body.metadata is not None:
@@ -98,9 +103,13 @@ class _Answer:
 
     def _choice_object(self, index: int, choice: _Choice) -> dict[str, object]:
         assert choice.end is not None
+        text = "".join(choice.texts)
+        message: dict[str, object] = {"role": "assistant", "content": text, "refusal": None}
+        if choice.calls:
+            message |= {"content": text or None, "tool_calls": call_objects(choice.calls)}
         value: dict[str, object] = {
             "index": index,
-            "message": {"role": "assistant", "content": "".join(choice.texts), "refusal": None},
+            "message": message,
             "logprobs": self._logprobs(choice.entries),
             **ending(choice.end),
         }
@@ -123,6 +132,8 @@ class _Answer:
                 entries = _written(delta)
                 if delta.text or entries or self._body.return_token_ids:
                     yield chunks.choice(self._text_chunk(delta, entries))
+                if delta.calls:
+                    yield chunks.choice(_calls_chunk(delta))
                 if delta.finish_reason is not None:
                     yield chunks.choice(_end_chunk(delta))
         yield chunks.end()
@@ -159,8 +170,13 @@ class _Answer:
 def _written(delta: ChoiceDelta) -> list[LogprobEntry]:
     """Log-probabilities of the tokens that add to the text: all but the one that ended the choice by itself."""
     entries = delta.logprobs or []
-    ended_by_token = delta.finish_reason == "stop" and not isinstance(delta.stop_reason, str)
+    ended_by_token = delta.finish_reason in ("stop", "tool_calls") and not isinstance(delta.stop_reason, str)
     return entries[:-1] if ended_by_token else entries
+
+
+def _calls_chunk(delta: ChoiceDelta) -> dict[str, object]:
+    calls = [call_delta(call) for call in delta.calls]
+    return {"index": delta.choice, "delta": {"tool_calls": calls}, "logprobs": None, "finish_reason": None}
 
 
 def _end_chunk(delta: ChoiceDelta) -> dict[str, object]:

@@ -29,7 +29,9 @@ from polyserve.api.http.fields import (
 )
 from polyserve.api.http.messages import ConversationBody, MessageBody
 from polyserve.api.http.structured import ResponseFormat, Schema, add_grammar
+from polyserve.api.http.tools import ToolBody, ToolChoice, tool_use
 from polyserve.errors import InvalidRequest
+from polyserve.tools.definition import ToolUse
 
 
 class StreamOptions(Body):
@@ -145,6 +147,12 @@ class ChatBody(GenerationBody, ConversationBody):
     """Give the log-probability of each token."""
     top_logprobs: int | None = None
     """As well as this many of the likeliest tokens at each place; needs `logprobs`."""
+    tools: list[ToolBody] | None = None
+    """Functions that the model may call; their arguments follow the schemas."""
+    tool_choice: ToolChoice | None = None
+    """`auto`: call functions or not, `none`, `required`: call one or more, or the one function that is to be called."""
+    parallel_tool_calls: bool | None = None
+    """Let one answer call several functions; default: yes."""
     # metadata
     metadata: Annotated[MetadataMap | None, ECHOED] = None
     service_tier: Annotated[
@@ -161,14 +169,11 @@ class ChatBody(GenerationBody, ConversationBody):
     functions: Annotated[JsonValue, Only(([],))] = None
     modalities: Annotated[JsonValue, Only((["text"],))] = None
     moderation: Unsupported = None
-    parallel_tool_calls: Annotated[JsonValue, Only((True,))] = None
     prediction: Unsupported = None
     prompt_cache_options: Unsupported = None
     prompt_cache_retention: Annotated[JsonValue, Only(("in_memory",))] = None
     reasoning_effort: Annotated[JsonValue, Only(("none",))] = None
     store: Annotated[JsonValue, Only((False,))] = None
-    tool_choice: Annotated[JsonValue, Only(("none", "auto"))] = None
-    tools: Annotated[JsonValue, Only(([],))] = None
     verbosity: Annotated[JsonValue, Only(("medium",))] = None
     web_search_options: Unsupported = None
 
@@ -188,6 +193,10 @@ class ChatBody(GenerationBody, ConversationBody):
         if self.max_completion_tokens is not None:
             names["max_tokens"] = "max_completion_tokens"
         return names
+
+    def tool_use(self) -> ToolUse | None:
+        """What the model may call. Raises InvalidRequest."""
+        return tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls is not False)
 
     def echoed(self) -> dict[str, object]:
         """What every object of the answer repeats."""
