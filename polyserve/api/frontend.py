@@ -20,8 +20,11 @@ from polyserve.api.conversation import Conversation
 from polyserve.api.limits import Limits
 from polyserve.api.merge import merged
 from polyserve.api.metrics import Metrics, Record
+from polyserve.api.store import Store
 from polyserve.api.tracing import Tracing
-from polyserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, ModelNotFound, NotReady
+from polyserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, ModelNotFound, NotFound, NotReady
+from polyserve.pooling import Pooling
+from polyserve.request import POOLED
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.admission import Ticket
 from polyserve.service.async_llm import AsyncLLM, ChoiceDelta
@@ -94,11 +97,12 @@ class Frontend:
         request_timeout_s: float = math.inf,
         metrics_compat: str = "none",
         tracing: Tracing | None = None,
+        store: Store | None = None,
     ) -> None:
         """model_names: what clients may call the model; responses carry the first.
 
         tool_call_parser: how the model writes calls of functions, one of `TOOL_CALL_PARSERS`.
-        metrics_compat: none or vllm.
+        metrics_compat: none or vllm.  store: of completions.
         """
         self.llm = llm
         self.request_timeout_s = request_timeout_s
@@ -113,6 +117,7 @@ class Frontend:
         self.metrics = Metrics(llm, model_name=self.model_name, vllm_names=metrics_compat == "vllm")
         template = llm.tokenizer.chat_template
         self._call_format = choose_format(tool_call_parser, None if template is None else template.source)
+        self._store = store
 
     @property
     def model_name(self) -> str:
@@ -124,6 +129,18 @@ class Frontend:
             served = " or ".join(map(repr, self.model_names))
             message = f"the model {shortened(name)} is not served here; this server has {served}"
             raise ModelNotFound(message, param="model", code="model_not_found")
+
+    @property
+    def completions(self) -> Store:
+        """The completions that were kept. Raises NotFound where none are."""
+        if self._store is None:
+            raise NotFound("this server keeps no completions: it was started without --store", code="not_stored")
+        return self._store
+
+    def check_store(self, wanted: bool) -> None:
+        """Raise InvalidRequest if an answer is to be kept that cannot be."""
+        if wanted and self._store is None:
+            raise InvalidRequest("store is not supported by this server: it was started without --store", param="store")
 
     def check_ready(self) -> None:
         """Raise EngineDead or NotReady if a request would not be answered now."""
@@ -160,17 +177,37 @@ class Frontend:
         """
         async with self._admitting(timeout_s, renamed or {}) as (arrived, deadline):
             params = self._sampling_params(options, scores_prompt=echo)
-            self.limits.check_prompts(prompts, params)
-            for text in prompts:
-                if isinstance(text, str):
-                    self.limits.check_length(len(text.encode(errors="replace")), max_model_len=self.llm.max_model_len)
             await self.llm.check_grammar(params)
-            read = [await self.read_prompt(prompt) for prompt in prompts]
-            for prompt in read:
-                self.llm.check(prompt.token_ids, params)
+            read = await self.read_inputs(prompts, params)
         return Admitted(
             request_id=request_id, prompts=read, params=params, arrived=arrived, deadline=deadline, tenant=tenant
         )
+
+    async def admit_inputs(
+        self,
+        request_id: str,
+        inputs: Sequence[str | Sequence[int]],
+        *,
+        tenant: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Admitted:
+        """Check a request for vectors, which calls its prompts `input`."""
+        async with self._admitting(timeout_s, {"prompt": "input"}) as (arrived, deadline):
+            read = await self.read_inputs(inputs, POOLED)
+        return Admitted(
+            request_id=request_id, prompts=read, params=POOLED, arrived=arrived, deadline=deadline, tenant=tenant
+        )
+
+    async def read_inputs(self, prompts: Sequence[str | Sequence[int]], params: SamplingParams) -> list[Prompt]:
+        """All prompts of a request, checked: before any is tokenised what can be, then as requests to the model."""
+        self.limits.check_prompts(prompts, params)
+        for text in prompts:
+            if isinstance(text, str):
+                self.limits.check_length(len(text.encode(errors="replace")), max_model_len=self.llm.max_model_len)
+        read = [await self.read_prompt(prompt) for prompt in prompts]
+        for prompt in read:
+            self.llm.check(prompt.token_ids, params)
+        return read
 
     async def admit_chat(
         self,
@@ -260,17 +297,48 @@ class Frontend:
                 raise InvalidRequest(message, param=field)
         return await asyncio.to_thread(tokenizer.decode, token_ids, skip_special_tokens=skip_special_tokens)
 
+    async def embed(self, request: Admitted, pooling: Pooling) -> list[list[float]]:
+        """One vector for each prompt. The first error, and cancellation, abort all of them in the engine."""
+
+        async def compute(index: int, ticket: Ticket) -> list[float]:
+            prompt = request.prompts[index]
+            with self.metrics.request(request.arrived, prompt.text, ticket) as record:
+                vector = await self.llm.embed(
+                    f"{request.request_id}-{index}",
+                    prompt.token_ids,
+                    pooling=pooling,
+                    ticket=ticket,
+                    deadline=request.deadline,
+                )
+                record.vector()
+            return vector
+
+        with self._running(), self._places(request) as tickets:
+            tasks = [asyncio.create_task(compute(index, ticket)) for index, ticket in enumerate(tickets)]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
     async def run(self, request: Admitted) -> AsyncGenerator[tuple[int, ChoiceDelta], None]:
         """(prompt's index, delta) as they come. Leaving it early (`aclose`, cancellation) aborts it in the engine.
 
         A prompt's first delta carries its log-probabilities, if they were asked for, whichever choice it belongs to.
         """
-        self._num_running += 1
-        self._idle.clear()
-        try:
+        with self._running():
             async with aclosing(self._run(request)) as deltas:
                 async for item in deltas:
                     yield item
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """While a request is being answered."""
+        self._num_running += 1
+        self._idle.clear()
+        try:
+            yield
         finally:
             self._num_running -= 1
             if not self._num_running:

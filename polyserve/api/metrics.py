@@ -192,6 +192,12 @@ class Record:
                 if self.first_at is not None:
                     metrics.decoding.observe(now - self.first_at)
 
+    def vector(self) -> None:
+        """The prompt's vector has come, and nothing follows."""
+        self.num_open = 0
+        self._metrics.ended.labels("stop").inc()
+        self._metrics.whole_request.observe(time.monotonic() - self.arrived)
+
     def _time_tokens(self, choice: int, num_tokens: int, now: float) -> None:
         """Tokens that come together share the time since the one before; a choice's first token has none before it."""
         if not self._last:

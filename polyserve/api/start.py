@@ -12,6 +12,8 @@ import os
 import resource
 import socket
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +23,7 @@ from polyserve.api.ports import PortUnavailable, listen
 from polyserve.api.protection import Protection
 from polyserve.api.reload import read_log_level, reloading_at_hangup
 from polyserve.api.stop import EXIT_FAILED, EXIT_STOPPED, Stop, told_to_stop, unless
+from polyserve.api.store import Store
 from polyserve.config import EngineConfig, ServerConfig
 from polyserve.log import get_logger
 from polyserve.service.admission import AdmissionConfig
@@ -52,7 +55,8 @@ async def run(
             listen(server.host, server.grpc_port) as grpc_socket,
             told_to_stop(stop),
         ):
-            return await _run(engine, server, (http_socket, grpc_socket), stop, protection, admission)
+            async with _store(server) as store:
+                return await _run(engine, server, (http_socket, grpc_socket), stop, protection, admission, store)
     except PortUnavailable as error:
         sys.stderr.write(f"polyserve: {error}\n")
         return EXIT_FAILED
@@ -65,6 +69,7 @@ async def _run(
     stop: Stop,
     protection: Protection,
     admission: AdmissionConfig | None,
+    store: Store | None,
 ) -> int:
     if not protection.keys.required and not _is_local(server.host):
         log.warning("no API keys: whoever reaches %s can use this server", server.host)
@@ -102,6 +107,7 @@ async def _run(
             request_timeout_s=server.request_timeout,
             metrics_compat=server.metrics_compat,
             tracing=tracing,
+            store=store,
         )
         with reloading_at_hangup(protection.keys.reload, partial(_set_log_level, llm, server.log_level_file)):
             return await serve(
@@ -118,6 +124,19 @@ async def _run(
         await llm.close()
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
+
+
+@asynccontextmanager
+async def _store(server: ServerConfig) -> AsyncIterator[Store | None]:
+    """Where completions are kept, if they are. Raises SettingsError."""
+    if server.store is None:
+        yield None
+        return
+    store = await Store.open(Path(server.store), limit=server.store_limit)
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 def _set_log_level(llm: "AsyncLLM", file: str | None) -> None:

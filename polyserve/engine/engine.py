@@ -1,7 +1,7 @@
 """Token ids in, token ids out: requests come and go at any time, and each `step` brings new tokens for many at once.
 
 It runs where it is called, in one thread, and knows neither text nor clients. A request's fault ends that request; a
-fault while a step is computed ends the sequences of that step; a broken invariant is raised and ends the engine.
+fault while a step is computed ends the sequence whose it is; a broken invariant is raised and ends the engine.
 """
 
 import os

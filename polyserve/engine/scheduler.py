@@ -4,7 +4,8 @@ One rule: a running sequence is given its next tokens, the first in rank first, 
 the blocks reach; what is left of the budget admits waiting sequences by rank. A sequence that has one token pending
 decodes, one with many has its prompt computed in chunks, and one step does both: whoever decodes gets its token in
 every step. If blocks run out, the last running sequence gives all of its own back and waits to be computed again: its
-tokens are kept, and they give the same bits.
+tokens are kept, and they give the same bits. The sequences of a step that could not be computed are computed again one
+by one, until each has its next token, so that a fault ends nobody but whose it is.
 
 A request of n choices begins as its first one. When that has computed the prompt, the others enter the queue, ahead of
 younger requests, and begin with its blocks.
@@ -72,6 +73,7 @@ class Scheduler:
         self._waiting: list[Sequence] = []  # by rank
         self._running: list[Sequence] = []  # by rank
         self._released: list[int] = []  # the runner has not been told yet
+        self._suspects: list[Sequence] = []  # of a step that could not be computed
         self._num_preemptions = self._prefix_query_tokens = self._prefix_hit_tokens = 0
 
     @property
@@ -135,6 +137,8 @@ class Scheduler:
 
         max_tokens: fewer tokens than usual, but each that decodes gets its one, and prompts a few, all the same.
         """
+        if self._suspects:
+            return self._schedule_alone(self._suspects[0])
         budget = self._max_num_batched_tokens
         if max_tokens is not None:
             budget = min(budget, max(max_tokens, len(self._running) + LEAST_PROMPT_TOKENS))
@@ -165,12 +169,26 @@ class Scheduler:
             if copied is None:
                 break
             copies += copied
-            admitted.append(
-                NewSequence(seq.seq_id, seq.tokens.copy(), seq.prompt_len, seq.choice, seq.params, seq.pooling)
-            )
+            admitted.append(_as_new(seq))
             chunks.append(self._chunk(seq, budget))
             budget -= chunks[-1].num_tokens
+        return self._step(chunks, admitted, copies)
 
+    def _schedule_alone(self, seq: Sequence) -> Step:
+        """A step of nobody else, so that a fault in it is this sequence's own."""
+        if seq.num_steps:
+            return Step([])
+        if seq.block_table:
+            if self._blocks.cover(seq):
+                return self._step([self._chunk(seq, self._max_num_batched_tokens)], [], [])
+            _remove(self._running, seq)
+            self._give_back(seq)
+        while (copies := self._admit(seq)) is None:
+            self._preempt_last()
+        admitted = [_as_new(seq)]
+        return self._step([self._chunk(seq, self._max_num_batched_tokens)], admitted, copies)
+
+    def _step(self, chunks: list[Chunk], admitted: list[NewSequence], copies: list[tuple[int, int]]) -> Step:
         if not chunks:
             return Step([])
         released, self._released = self._released, []
@@ -211,9 +229,18 @@ class Scheduler:
         return outputs
 
     def fail(self, step: Step, message: str) -> list[SequenceOutput]:
-        """End every sequence of a step that could not be computed. What earlier steps computed stays good."""
+        """A step could not be computed. Each of its sequences is tried again alone; one that fails alone is ended.
+
+        So is one whose next step is under way already. What earlier steps computed stays good.
+        """
         live = [self._live[chunk.seq_id] for chunk in step.chunks if chunk.seq_id in self._live]
-        return [self._fail(seq, message) for seq in live]
+        tried_again = [seq for seq in live if len(step.chunks) > 1 and seq.num_steps == 1 and seq.block_table]
+        for seq in tried_again:
+            seq.num_steps = seq.num_awaited = 0
+            _remove(self._running, seq)
+            self._give_back(seq)
+        self._suspects += tried_again
+        return [self._fail(seq, message) for seq in live if seq not in tried_again]
 
     # ---- between waiting and running ----
 
@@ -241,17 +268,21 @@ class Scheduler:
             if seq.choice == 0 and not seq.needs_every_state:
                 self._prefix_query_tokens += seq.prompt_len
                 self._prefix_hit_tokens += seq.num_computed
-        del self._waiting[0]
+        _remove(self._waiting, seq)
         insort(self._running, seq, key=_rank)
         return copies
 
     def _preempt_last(self) -> Sequence:
         seq = self._running.pop()
+        self._give_back(seq)
+        self._num_preemptions += 1
+        return seq
+
+    def _give_back(self, seq: Sequence) -> None:
+        """Let a sequence that ran wait, without blocks."""
         self._blocks.release(seq)
         self._released.append(seq.seq_id)
         self._wake([seq])
-        self._num_preemptions += 1
-        return seq
 
     def _wake(self, sequences: list[Sequence]) -> None:
         """Queue by rank: who was preempted, and a request's later choices, come before requests that arrived later."""
@@ -263,6 +294,7 @@ class Scheduler:
     def _append(self, seq: Sequence, sampled: Sampled) -> SequenceOutput:
         seq.tokens.append(sampled.token_id)
         seq.num_awaited -= 1
+        self._clear(seq)
         if sampled.token_id in self._eos_ids and not seq.params.ignore_eos:
             return self._finish(seq, "stop", sampled=sampled)
         if sampled.token_id in seq.params.stop_token_ids:
@@ -286,6 +318,7 @@ class Scheduler:
     def _end(self, seq: Sequence) -> None:
         """Forget a live sequence, wherever it stands. If it was to compute the prompt for others, the next one does."""
         del self._live[seq.seq_id]
+        self._clear(seq)
         choices, asleep = self._requests[seq.request_id], self._asleep.get(seq.request_id, [])
         del choices[seq.choice]
         if seq.block_table:
@@ -302,6 +335,11 @@ class Scheduler:
             self._asleep.pop(seq.request_id, None)
         if not choices:
             del self._requests[seq.request_id]
+
+    def _clear(self, seq: Sequence) -> None:
+        """A sequence that got a token, or has ended, is suspected of nothing."""
+        if seq in self._suspects:
+            self._suspects.remove(seq)
 
     def _output(
         self,
@@ -323,6 +361,11 @@ class Scheduler:
             num_cached_tokens=seq.num_cached_tokens or 0,
             pooled=seq.pooled,
         )
+
+
+def _as_new(seq: Sequence) -> NewSequence:
+    """What a runner that does not know the sequence has to know."""
+    return NewSequence(seq.seq_id, seq.tokens.copy(), seq.prompt_len, seq.choice, seq.params, seq.pooling)
 
 
 def _rank(seq: Sequence) -> tuple[int, int]:

@@ -20,6 +20,7 @@ import psutil
 
 from support.served_model import Served
 
+ENGINE = "polyserve.service.core_process"
 TEXT = "Die Hauptstadt von 北京 is the river и la casa de una 猫 that was once upon time"
 
 
@@ -175,7 +176,7 @@ class Watched:
     def engine(self) -> psutil.Process | None:
         """The engine process, if there is one at the moment."""
         with suppress(psutil.Error):
-            return next(iter(self.front.children()), None)
+            return next((child for child in self.front.children() if ENGINE in child.cmdline()), None)
         return None
 
     async def gauges(self) -> dict[str, float]:

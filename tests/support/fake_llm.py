@@ -5,9 +5,10 @@ many tokens as REPLY has. Log-probabilities are `logprob_of(token, position)`, a
 embedding is `vector_of` it. What goes on can be disturbed:
     live            ids of requests that are being served        aborted     ids of those that were left before the end
     hold(n)         every request waits after n tokens           fail(n, e)  every request raises `e` after n tokens
-    release()       they go on                               reply       what is answered instead of REPLY
-    die()           there is no engine any more              seen        params of every request, in order
-    progressing     False: the engine is being started again
+    release()       they go on
+    die()           there is no engine any more                  seen        params of every request, in order
+    progressing     False: the engine is being started again     embedded    token ids and pooling of every vector
+    reply           what is answered instead of REPLY
 Made and used on one event loop; what a test reads or sets from another thread are plain attributes.
 """
 
@@ -19,11 +20,12 @@ from typing import cast
 
 from polyserve.api.frontend import Frontend
 from polyserve.api.limits import Limits
+from polyserve.api.store import Store
 from polyserve.api.tracing import Tracing
 from polyserve.engine.grammar import byte_tokenizer, compile_grammar
 from polyserve.errors import DeadlineExceeded, EngineDead
 from polyserve.output import SequenceText, prompt_logprob_entries
-from polyserve.pooling import Pooling, unit_length
+from polyserve.pooling import Pooling
 from polyserve.request import POOLED, SequenceOutput, TokenLogprob, check_request
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.admission import Admission, AdmissionConfig, Ticket
@@ -37,6 +39,7 @@ VOCAB_SIZE = 258
 MAX_MODEL_LEN = 400
 MAX_LOGPROBS = 20
 NUM_CANDIDATES = 40
+MODEL_SIZE = 6
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role == 'user' and message.content == 'refuse me' %}{{ raise_exception('not this') }}{% endif %}"
@@ -93,6 +96,7 @@ class FakeLLM:
         self.reply = REPLY
         self.aborted: list[str] = []
         self.seen: list[SamplingParams] = []
+        self.embedded: list[tuple[list[int], str]] = []
         self._hold_after: int | None = None
         self._failure: tuple[int, Exception] | None = None
 
@@ -204,11 +208,16 @@ class FakeLLM:
         deadline: float = math.inf,
     ) -> list[float]:
         self.check(prompt_ids, POOLED)
+        self.embedded.append((list(prompt_ids), pooling))
         self.live.add(request_id)
+        ended = False
         try:
             await self._disturb(0, deadline)
+            ended = True
         finally:
             self.live.discard(request_id)
+            if not ended:
+                self.aborted.append(request_id)
         return vector_of(prompt_ids, pooling)
 
     async def _disturb(self, position: int, deadline: float) -> None:
@@ -251,9 +260,8 @@ def next_output(
 
 
 def vector_of(prompt_ids: Sequence[int], pooling: Pooling) -> list[float]:
-    """Eight numbers that tell prompts and poolings apart."""
-    pooled = prompt_ids[-1:] if pooling == "last" else prompt_ids
-    return unit_length([1.0 + sum(token_id * (i + 3) % 17 for token_id in pooled) for i in range(8)])
+    """MODEL_SIZE numbers, the first of which grows with the prompt."""
+    return [len(prompt_ids), 1.0 if pooling == "mean" else 2.0, *[0.5 + prompt_ids[-1]] * (MODEL_SIZE - 2)]
 
 
 def logprob_of(token_id: int, position: int) -> float:
@@ -274,6 +282,7 @@ def fake_frontend(
     limits: Limits | None = None,
     request_timeout_s: float = math.inf,
     tracing: Tracing | None = None,
+    store: Store | None = None,
 ) -> Frontend:
     """A Frontend in front of a FakeLLM."""
     return Frontend(
@@ -282,4 +291,5 @@ def fake_frontend(
         limits=limits,
         request_timeout_s=request_timeout_s,
         tracing=tracing,
+        store=store,
     )

@@ -15,12 +15,18 @@ from polyserve.api.conversation import ROLES, Conversation, Message, ToolCall
 from polyserve.api.frontend import Admitted, Usage
 from polyserve.errors import InvalidRequest
 from polyserve.output import LogprobEntry, TopLogprob
+from polyserve.pooling import Pooling
 from polyserve.service.async_llm import ChoiceDelta
 from polyserve.tokenizer.base import Tokenizer
 from polyserve.tools.definition import Tool, ToolUse
 from polyserve_proto.v1 import polyserve_pb2 as pb
 
 ROLE_OF = {pb.ChatMessage.Role.Value(f"ROLE_{role.upper()}"): role for role in ROLES}
+POOLINGS: dict[int, Pooling | None] = {
+    pb.POOLING_UNSPECIFIED: None,
+    pb.POOLING_MEAN: "mean",
+    pb.POOLING_LAST: "last",
+}
 FINISH_REASONS = {
     "stop": pb.FINISH_REASON_STOP,
     "length": pb.FINISH_REASON_LENGTH,
@@ -118,6 +124,25 @@ def _tool(position: int, tool: pb.Tool) -> Tool:
         field = f"tools[{position}].parameters"
         raise InvalidRequest(f"{field} must be a JSON schema of an object", param=field)
     return Tool(tool.name, description, parameters or None, tool.strict)
+
+
+def embed_inputs(request: pb.EmbedRequest) -> list[str | list[int]]:
+    """The texts or token ids. Raises InvalidRequest for one that is neither."""
+    inputs: list[str | list[int]] = []
+    for position, one in enumerate(request.inputs):
+        kind = one.WhichOneof("input")
+        if kind is None:
+            field = f"inputs[{position}]"
+            raise InvalidRequest(f"{field} must have one of text and token_ids", param=field)
+        inputs.append(one.text if kind == "text" else list(one.token_ids.ids))
+    return inputs
+
+
+def pooling(request: pb.EmbedRequest) -> Pooling | None:
+    """How hidden states become a vector. Raises InvalidRequest for a number that says nothing."""
+    if request.pooling not in POOLINGS:
+        raise InvalidRequest(f"pooling must be 'mean' or 'last', got {request.pooling}", param="pooling")
+    return POOLINGS[request.pooling]
 
 
 def prompt_event(request: Admitted, first: ChoiceDelta, tokenizer: Tokenizer) -> pb.Prompt:

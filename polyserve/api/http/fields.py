@@ -27,8 +27,6 @@ from polyserve.sampling_params import RANGES, SamplingParams
 SAMPLING = {field.name: field for field in fields(SamplingParams)}
 RENAMED = {"max_completion_tokens": "max_tokens", "top_logprobs": "logprobs"}  # fields with the range of another
 MAX_METADATA_CHARACTERS = 512
-MAX_METADATA_ENTRIES = 16
-MAX_METADATA_KEY_CHARACTERS = 64
 
 
 class Metadata(Enum):
@@ -149,15 +147,6 @@ def _short(value: str) -> str:
     return value
 
 
-def _few(value: dict[str, str]) -> dict[str, str]:
-    if len(value) > MAX_METADATA_ENTRIES:
-        raise invalid(f"must have at most {MAX_METADATA_ENTRIES} entries, got {len(value)}")
-    for key in value:
-        if len(key) > MAX_METADATA_KEY_CHARACTERS:
-            raise invalid(f"must have keys of at most {MAX_METADATA_KEY_CHARACTERS} characters, got {described(key)}")
-    return value
-
-
 PROMPT_SCHEMA = {
     "anyOf": [
         {"type": "string"},
@@ -195,5 +184,4 @@ LogitBias = Annotated[dict[int, float], BeforeValidator(_token_numbers)]
 Stops = Annotated[list[str], PlainValidator(_stops), WithJsonSchema(STOP_SCHEMA)]
 Content = Annotated[str | None, PlainValidator(_content), WithJsonSchema(CONTENT_SCHEMA)]
 Label = Annotated[str, AfterValidator(_short)]
-MetadataMap = Annotated[dict[str, Label], AfterValidator(_few)]
 Unsupported = Annotated[JsonValue, Only()]

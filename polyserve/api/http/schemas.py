@@ -21,7 +21,6 @@ from polyserve.api.http.fields import (
     Body,
     Label,
     LogitBias,
-    MetadataMap,
     Only,
     Prompts,
     Stops,
@@ -153,8 +152,10 @@ class ChatBody(GenerationBody, ConversationBody):
     """`auto`: call functions or not, `none`, `required`: call one or more, or the one function that is to be called."""
     parallel_tool_calls: bool | None = None
     """Let one answer call several functions; default: yes."""
+    store: bool | None = None
+    """Keep the conversation and its answer, to be retrieved by id; needs a server with `--store`."""
     # metadata
-    metadata: Annotated[MetadataMap | None, ECHOED] = None
+    metadata: Annotated[dict[str, str] | None, ECHOED] = None
     service_tier: Annotated[
         Literal["auto", "default", "flex", "scale", "priority", "fast"] | None,
         ECHOED,
@@ -173,7 +174,6 @@ class ChatBody(GenerationBody, ConversationBody):
     prompt_cache_options: Unsupported = None
     prompt_cache_retention: Annotated[JsonValue, Only(("in_memory",))] = None
     reasoning_effort: Annotated[JsonValue, Only(("none",))] = None
-    store: Annotated[JsonValue, Only((False,))] = None
     verbosity: Annotated[JsonValue, Only(("medium",))] = None
     web_search_options: Unsupported = None
 
