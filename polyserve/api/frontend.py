@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
@@ -19,9 +19,10 @@ from typing import Any
 from polyserve.api.conversation import Conversation
 from polyserve.api.limits import Limits
 from polyserve.api.merge import merged
-from polyserve.api.metrics import Metrics
+from polyserve.api.metrics import Metrics, Record
 from polyserve.api.normalization import Normalization, normalized
 from polyserve.api.store import Store
+from polyserve.api.tracing import Tracing
 from polyserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, ModelNotFound, NotFound, NotReady
 from polyserve.pooling import Pooling
 from polyserve.request import POOLED
@@ -97,6 +98,7 @@ class Frontend:
         tool_call_parser: str = "auto",
         request_timeout_s: float = math.inf,
         metrics_compat: str = "none",
+        tracing: Tracing | None = None,
         store: Store | None = None,
         normalization: Normalization = "none",
     ) -> None:
@@ -116,6 +118,7 @@ class Frontend:
         self.created = int(time.time())
         self._store = store
         self._normalization = normalization
+        self.tracing = tracing
         self.metrics = Metrics(llm, model_name=self.model_name, vllm_names=metrics_compat == "vllm")
         template = llm.tokenizer.chat_template
         self._call_format = choose_format(tool_call_parser, None if template is None else template.source)
@@ -415,11 +418,17 @@ class Frontend:
             deadline=request.deadline,
             shown_ids=frozenset() if calls is None else calls.shown_ids(self.llm.tokenizer),
         )
-        with self.metrics.request(request.arrived, prompt.text, ticket, request.params.n) as record:
+        with (
+            self.metrics.request(request.arrived, prompt.text, ticket, params.n) as record,
+            self._traced(request_id, record),
+        ):
             async with aclosing(stream) as deltas:
                 async for delta in deltas:
                     record.delta(delta)
                     yield with_calls(delta, parsers[delta.choice]) if parsers else delta
+
+    def _traced(self, request_id: str, record: Record) -> AbstractContextManager[None]:
+        return nullcontext() if self.tracing is None else self.tracing.answer(request_id, record)
 
     async def _run_scored(self, request: Admitted, index: int, ticket: Ticket) -> AsyncGenerator[ChoiceDelta, None]:
         """The same, with what comes before the prompt's log-probabilities held back behind them."""
