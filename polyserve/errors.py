@@ -11,13 +11,17 @@ class PolyServeError(Exception):
     """What went wrong.
 
     message: for the person who sent the request.  param: the field at fault.  code: a stable word for programs.
+    retry_after_s: when to try again, where the same request can succeed later.
     """
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, retry_after_s: int | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.code = code
+        self.retry_after_s = retry_after_s
 
 
 class InvalidRequest(PolyServeError):
@@ -36,8 +40,16 @@ class ModelNotFound(PolyServeError):
     """The request names a model that this server does not serve."""
 
 
+class NotFound(PolyServeError):
+    """The request names something that is not here, or is somebody else's."""
+
+
 class Overloaded(PolyServeError):
     """The server holds as much as it may; the same request can succeed later."""
+
+
+class NotReady(PolyServeError):
+    """The server takes no requests at the moment: it ends, or its engine does not answer."""
 
 
 class DeadlineExceeded(PolyServeError):
@@ -82,7 +94,9 @@ _STATUS: dict[type[PolyServeError], Status] = {
     Unauthenticated: Status(401, "UNAUTHENTICATED", "invalid_request_error"),
     PermissionDenied: Status(403, "PERMISSION_DENIED", "permission_error"),
     ModelNotFound: Status(404, "NOT_FOUND", "not_found_error"),
+    NotFound: Status(404, "NOT_FOUND", "not_found_error"),
     Overloaded: Status(429, "RESOURCE_EXHAUSTED", "rate_limit_error"),
+    NotReady: Status(503, "UNAVAILABLE", "service_unavailable_error"),
     DeadlineExceeded: Status(504, "DEADLINE_EXCEEDED", "timeout_error"),
     Cancelled: Status(499, "CANCELLED", "cancelled_error"),
     EngineDead: Status(503, "UNAVAILABLE", "service_unavailable_error"),

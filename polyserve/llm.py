@@ -15,16 +15,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from types import FrameType
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 from tqdm import tqdm
 
 from polyserve.config import EngineConfig
 from polyserve.engine.engine import Engine
-from polyserve.errors import InternalError, InvalidRequest
+from polyserve.errors import InvalidRequest
 from polyserve.model.weights.resolve import resolve
 from polyserve.output import CompletionOutput, RequestOutput, SequenceText, prompt_logprob_entries
-from polyserve.request import Request, SequenceOutput, admit, check_request
+from polyserve.pooling import Pooling, unit_length
+from polyserve.request import POOLED, Request, SequenceOutput, admit, check_request, error_of, pooling_request
 from polyserve.sampling_params import SamplingParams
 from polyserve.tokenizer.base import Tokenizer
 from polyserve.tokenizer.load import load_tokenizer
@@ -33,6 +34,7 @@ Prompt = str | list[int]  # text, or token ids as they are
 Message = dict[str, object]  # {"role": "user", "content": "..."}
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 PROGRESS_AFTER_S = 2.0
 
@@ -56,7 +58,7 @@ class LLM:
         config = config or EngineConfig()
         path = resolve(model or config.model)
         self.tokenizer: Tokenizer = load_tokenizer(path, chat_template=chat_template)
-        self.engine = Engine.from_config(replace(config, model=str(path)))
+        self.engine = Engine.from_config(replace(config, model=str(path)), load_vocabulary=self.tokenizer.vocabulary)
         self.max_logprobs = max_logprobs
         self._request_ids = map(str, count())
 
@@ -72,9 +74,7 @@ class LLM:
         Raises InvalidRequest, before anything is computed, if one of them can never be served. With `use_tqdm` a list
         that takes long shows its progress.
         """
-        alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
-        listed = cast("list[Prompt]", [prompts] if alone else list(prompts))
-        return self._answer(listed, params, self._encode, use_tqdm=use_tqdm)
+        return self._answer(_listed(prompts), params, self._encode, use_tqdm=use_tqdm)
 
     def chat(
         self,
@@ -99,6 +99,28 @@ class LLM:
 
         return self._answer(listed, params, encode, use_tqdm=use_tqdm)
 
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling: Pooling = "last",
+        normalize: bool = True,
+        use_tqdm: bool = True,
+    ) -> list[list[float]]:
+        """One vector for each prompt: its final hidden states, pooled, at unit length unless `normalize` is false.
+
+        Raises InvalidRequest, before anything is computed, if one of the prompts can never be served.
+        """
+
+        def admit_one(prompt: Prompt) -> _Vector:
+            prompt_ids = self._encode(prompt)[1]
+            self._check(prompt_ids, POOLED)
+            return _Vector(pooling_request(next(self._request_ids), prompt_ids, pooling))
+
+        jobs = _each(_listed(prompts), admit_one)
+        self._run(jobs, use_tqdm=use_tqdm)
+        return [unit_length(job.values) if normalize else job.values for job in jobs]
+
     def _encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):
             return prompt, self.tokenizer.encode(prompt)
@@ -117,20 +139,14 @@ class LLM:
             params = [params or SamplingParams()] * len(inputs)
         if len(params) != len(inputs):
             raise ValueError(f"params must be one for all or one for each of {len(inputs)} prompts, got {len(params)}")
-        jobs = []
-        for index, (its_input, its_params) in enumerate(zip(inputs, params, strict=True)):
-            try:
-                prompt, prompt_ids = encode(its_input)
-                jobs.append(self._admit(prompt, prompt_ids, its_params))
-            except InvalidRequest as error:
-                if len(inputs) == 1:
-                    raise
-                message = f"prompt {index} of {len(inputs)}: {error.message}"
-                raise InvalidRequest(message, param=error.param, code=error.code) from error
-        return self._run(jobs, use_tqdm=use_tqdm)
+        jobs = _each(
+            list(zip(inputs, params, strict=True)),
+            lambda pair: self._admit(*encode(pair[0]), pair[1]),
+        )
+        self._run(jobs, use_tqdm=use_tqdm)
+        return [job.output for job in jobs]
 
-    def _admit(self, prompt: str | None, prompt_ids: list[int], params: SamplingParams) -> "_Job":
-        """Check a prompt and make it a request. Raises InvalidRequest."""
+    def _check(self, prompt_ids: list[int], params: SamplingParams) -> None:
         check_request(
             prompt_ids,
             params,
@@ -138,13 +154,18 @@ class LLM:
             max_model_len=self.engine.max_model_len,
             max_logprobs=self.max_logprobs,
         )
+
+    def _admit(self, prompt: str | None, prompt_ids: list[int], params: SamplingParams) -> "_Answer":
+        """Check a prompt and make it a request. Raises InvalidRequest."""
+        self._check(prompt_ids, params)
         if params.max_tokens == 0 and params.prompt_logprobs is None:
             raise InvalidRequest(
                 "max_tokens must be at least 1 unless prompt_logprobs is set, got 0", param="max_tokens"
             )
-        return _Job(admit(next(self._request_ids), prompt_ids, params), prompt, self.tokenizer)
+        self.engine.check_grammar(params)
+        return _Answer(admit(next(self._request_ids), prompt_ids, params), prompt, self.tokenizer)
 
-    def _run(self, jobs: list["_Job"], *, use_tqdm: bool) -> list[RequestOutput]:
+    def _run(self, jobs: "Sequence[_Job]", *, use_tqdm: bool) -> None:
         """Step until every job is done. Whatever ends this early (an error, Ctrl-C) leaves the engine empty."""
         live = {job.request.request_id: job for job in jobs}
         bar = tqdm(total=len(jobs), unit="prompt", disable=not use_tqdm or len(jobs) < 2, delay=PROGRESS_AFTER_S)
@@ -157,17 +178,64 @@ class LLM:
                         job = live[output.request_id]
                         if job.take(output):
                             self.engine.abort(output.request_id, output.choice)
-                        if job.output.finished:
+                        if job.finished:
                             del live[output.request_id]
                             bar.update()
                     let_interrupt()
             finally:
                 for request_id in live:
                     self.engine.abort(request_id)
-        return [job.output for job in jobs]
 
 
-class _Job:
+def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+    return cast("list[Prompt]", [prompts] if alone else list(prompts))
+
+
+def _each(inputs: Sequence[T], make: Callable[[T], R]) -> list[R]:
+    """`make` of every input; if it refuses one of several, the error says which."""
+    made = []
+    for index, its_input in enumerate(inputs):
+        try:
+            made.append(make(its_input))
+        except InvalidRequest as error:
+            if len(inputs) == 1:
+                raise
+            message = f"prompt {index} of {len(inputs)}: {error.message}"
+            raise InvalidRequest(message, param=error.param, code=error.code) from error
+    return made
+
+
+class _Job(Protocol):
+    """A request and what has come for it."""
+
+    request: Request
+
+    @property
+    def finished(self) -> bool: ...
+    def take(self, output: SequenceOutput) -> bool:
+        """Add what a step brought. Returns whether the output's choice has to be aborted."""
+
+
+class _Vector:
+    """A request for an embedding."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.values: list[float] = []
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.values)
+
+    def take(self, output: SequenceOutput) -> bool:
+        if output.pooled is None:
+            raise error_of(output)
+        self.values = output.pooled
+        return False
+
+
+class _Answer:
     """A request and its answers so far."""
 
     def __init__(self, request: Request, prompt: str | None, tokenizer: Tokenizer) -> None:
@@ -190,10 +258,14 @@ class _Job:
         self._tokenizer = tokenizer
         self._texts = {choice: SequenceText(tokenizer, params) for choice in choices}  # those that go on
 
+    @property
+    def finished(self) -> bool:
+        return self.output.finished
+
     def take(self, output: SequenceOutput) -> bool:
         """Add what a step brought. Returns whether the choice has to be aborted: a stop string has ended it."""
         if output.finish_reason == "error":
-            raise InternalError(output.error or "the engine gave this request up")
+            raise error_of(output)
         text = self._texts.get(output.choice)
         if text is None:
             return False  # computed before the engine knew of the stop string

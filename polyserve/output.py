@@ -164,10 +164,13 @@ def _prefix_begin(buffer: bytes, stop: bytes, begin: int) -> int:
 class SequenceText:
     """One choice's text as it grows. `push` every output of the choice in order until it is `finished`."""
 
-    def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, params: SamplingParams, *, shown_ids: frozenset[int] = frozenset()
+    ) -> None:
+        """shown_ids: special tokens that are text, whatever `params` say of others."""
         self._tokenizer = tokenizer
         self._params = params
-        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
+        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens, shown_ids=shown_ids)
         self._matcher = StopMatcher([stop.encode() for stop in params.stop])
         self._num_tokens = 0
         self.finished = False

@@ -2,6 +2,8 @@
 
 Request          what a client asked, as token ids; it is served by `params.n` sequences, its choices 0 to n - 1
 SequenceOutput   what one step brought for one of them
+Vocabulary       what the tokens look like; grammars need it
+A request that has `pooling` asks for no tokens but for one vector: see `polyserve.pooling`.
 Token ids only: text belongs to `polyserve.output`. Every Request is made by `admit`, in the front of a server and in
 `LLM` alike, so that a missing seed is drawn once and stays with the request wherever it is sent.
 """
@@ -11,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from polyserve.errors import InvalidRequest
+from polyserve.errors import InternalError, InvalidRequest, PolyServeError
+from polyserve.pooling import Pooling
 from polyserve.sampling_params import SamplingParams
 
 SEED_BITS = 63  # a drawn seed is one that a client could have given, so that an answer can be asked for again
@@ -24,6 +27,7 @@ class Request:
     request_id: str  # unique among live requests
     prompt_ids: list[int]
     params: SamplingParams  # the seed is set
+    pooling: Pooling | None = None  # then params.max_tokens is 0
     answered: dict[int, list[int]] | None = None  # of one that goes on: what each choice that has not ended has by now
 
 
@@ -56,6 +60,41 @@ class SequenceOutput:
     )
     num_cached_tokens: int = 0  # prompt tokens whose keys and values came from the prefix cache
     error: str | None = None  # with finish_reason "error": what to tell the client
+    refused_param: str | None = None  # the parameter at fault, if the error is the request's own
+    pooled: list[float] | None = None  # the pooled hidden states [C], if asked for
+
+
+POOLED = SamplingParams(max_tokens=0, seed=0)  # of requests that ask for a vector: there is nothing to choose
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The bytes of every token, by id; empty for an id that is no token."""
+
+    token_bytes: list[bytes]
+    special_ids: frozenset[int]  # whose bytes are no text
+
+
+def refusals(request: Request, error: InvalidRequest) -> list[SequenceOutput]:
+    """The ends of all choices of a request that turns out to be at fault after it was taken in."""
+    return [
+        SequenceOutput(
+            request.request_id,
+            choice,
+            [],
+            finish_reason="error",
+            error=error.message,
+            refused_param=error.param or "params",
+        )
+        for choice in range(request.params.n)
+    ]
+
+
+def error_of(output: SequenceOutput) -> PolyServeError:
+    """What an output with finish_reason "error" means for the client."""
+    if output.refused_param is not None:
+        return InvalidRequest(output.error or "the request cannot be served", param=output.refused_param)
+    return InternalError(output.error or "the engine gave this request up")
 
 
 def draw_seed() -> int:
@@ -68,6 +107,11 @@ def admit(request_id: str, prompt_ids: Sequence[int], params: SamplingParams) ->
     if params.seed is None:
         params = replace(params, seed=draw_seed())
     return Request(request_id, list(prompt_ids), params)
+
+
+def pooling_request(request_id: str, prompt_ids: Sequence[int], pooling: Pooling) -> Request:
+    """The Request for one vector."""
+    return Request(request_id, list(prompt_ids), POOLED, pooling)
 
 
 def check_request(

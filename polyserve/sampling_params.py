@@ -1,7 +1,7 @@
 """How one request wants its tokens chosen: one frozen value, checked once, the same for HTTP, gRPC, Python and engine.
 
 Order, for one token   logits -> repetition penalty -> frequency and presence penalties -> logit_bias -> allowed tokens,
-                       min_tokens -> temperature -> top-k -> top-p -> min-p -> typical-p -> draw
+                       grammar, min_tokens -> temperature -> top-k -> top-p -> min-p -> typical-p -> draw
 Log-probabilities that are reported are the model's own: before any of these.
 """
 
@@ -15,6 +15,8 @@ MAX_COUNT = 2**31 - 1  # of tokens, or a rank among them
 MAX_CHOICES = 128
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 1024
+GRAMMAR_FIELDS = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+JSON_SPACE = " |\n[ \t]{0,32}"  # what may stand between two words of JSON, as an expression
 MAX_SALT_CHARACTERS = 512
 
 
@@ -61,6 +63,7 @@ RANGES = {  # None, where a field allows it, lies in every range
     "seed": Range(-MAX_SEED - 1, MAX_SEED),
     "logprobs": Range(0, MAX_COUNT),
     "prompt_logprobs": Range(0, MAX_COUNT),
+    "priority": Range(-MAX_COUNT, MAX_COUNT),
 }
 BIAS = Range(-100.0, 100.0)  # of logit_bias
 
@@ -94,6 +97,11 @@ class SamplingParams:
     )
     prompt_logprobs: int | None = option(None, "the same for the tokens of the prompt; default: none")
     skip_special_tokens: bool = option(True, "leave special tokens out of the text")
+    priority: int = option(0, "whoever has the lower one is served first; blocks of the KV cache are kept by the lower")
+    guided_json: str | None = option(None, "a JSON schema, as JSON: the answer is a value that it allows")
+    guided_regex: str | None = option(None, "the whole answer matches this regular expression")
+    guided_choice: list[str] | None = option(None, "the answer is one of these strings")
+    guided_grammar: str | None = option(None, "the answer is a sentence of this grammar, in Lark's or llama.cpp's EBNF")
     cache_salt: str | None = option(
         None, "share cached keys and values of the prompt only with requests that have the same salt"
     )
@@ -113,12 +121,23 @@ class SamplingParams:
                 "allowed_token_ids must name at least one token, got an empty list", param="allowed_token_ids"
             )
         _check_stops(self.stop)
+        self._check_grammar()
         if self.cache_salt is not None:
             _check_salt(self.cache_salt)
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def grammar_field(self) -> str | None:
+        """The field that says which texts the answer may be; None if it may be any."""
+        return next((name for name in GRAMMAR_FIELDS if getattr(self, name) is not None), None)
+
+    @property
+    def grammar_bytes(self) -> int:
+        """How long the grammar is."""
+        return 0 if self.grammar_field is None else _num_bytes(getattr(self, self.grammar_field))
 
     def check_against(self, *, vocab_size: int, max_logprobs: int) -> None:
         """Raise InvalidRequest if a token id is outside the vocabulary, or too many log-probabilities are asked for."""
@@ -137,6 +156,34 @@ class SamplingParams:
             wanted = getattr(self, name)
             if wanted is not None and wanted > max_logprobs:
                 raise InvalidRequest(f"{name} must be at most {max_logprobs}, got {wanted}", param=name)
+
+    def _check_grammar(self) -> None:
+        """Whether its text makes a grammar shows when it is compiled."""
+        given = [name for name in GRAMMAR_FIELDS if getattr(self, name) is not None]
+        if not given:
+            return
+        name = given[0]
+        if len(given) > 1:
+            raise InvalidRequest(f"{given[1]} cannot go with {name}: an answer follows one grammar", param=given[1])
+        parts = getattr(self, name)
+        if name == "guided_choice":
+            if isinstance(parts, str) or not parts or not all(isinstance(choice, str) for choice in parts):
+                raise InvalidRequest("guided_choice must be a list of one string or more", param=name)
+        elif not isinstance(parts, str):
+            raise InvalidRequest(f"{name} must be a string, got {type(parts).__name__}", param=name)
+        try:
+            _num_bytes(parts)
+        except UnicodeEncodeError as error:
+            message = f"{name} holds half of a surrogate pair, which no text can contain"
+            raise InvalidRequest(message, param=name) from error
+        for other in ("ignore_eos", "min_tokens"):
+            if getattr(self, other):
+                message = f"{other} cannot go with {name}: the grammar decides where the answer ends"
+                raise InvalidRequest(message, param=other)
+
+
+def _num_bytes(parts: str | list[str]) -> int:
+    return sum(len(part.encode()) for part in ([parts] if isinstance(parts, str) else parts))
 
 
 def _check_stops(stops: list[str]) -> None:

@@ -1,6 +1,7 @@
 """The servers of one model, HTTP and gRPC over one engine, from the ready line to the end.
 
-both answer, ready line -> told to stop, or the engine's death -> both end
+both answer, ready line -> told to stop: not ready, new requests refused, running ones finish -> both end
+                        -> no engine any more: both end at once
 """
 
 import asyncio
@@ -14,20 +15,22 @@ from contextlib import contextmanager
 from functools import partial
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from polyserve.api.frontend import Frontend
 from polyserve.api.grpc.server import GrpcServer
 from polyserve.api.http.app import create_app
 from polyserve.api.http.protocol import GuardedProtocol
+from polyserve.api.http.request_id import RequestId
 from polyserve.api.ports import BACKLOG, authority
 from polyserve.api.protection import Protection
-from polyserve.api.stop import EXIT_FAILED, EXIT_STOPPED, unless
+from polyserve.api.stop import EXIT_FAILED, EXIT_STOPPED, Stop, unless
+from polyserve.errors import EngineDead, PolyServeError
 from polyserve.log import get_logger
 
 log = get_logger(__name__)
 
-GRACE_S = 5.0  # how long requests that run may take when the server is told to end
+READINESS_INTERVAL_S = 0.1  # between looks at what gRPC's health service is to say
 FAREWELL_S = 2.0  # how long their clients may take to read what became of them
 
 
@@ -35,37 +38,69 @@ async def serve(
     frontend: Frontend,
     http_socket: socket.socket,
     grpc_socket: socket.socket,
-    stop: asyncio.Event,
+    stop: Stop,
     *,
     host: str,
     announce: Callable[[str], None],
-    grace_s: float = GRACE_S,
+    drain_timeout_s: float,
     protection: Protection | None = None,
+    access_log: bool = False,
 ) -> int:
-    """Answer over both protocols until `stop` is set or the engine dies. Returns the exit code.
+    """Answer over both protocols until a stop is asked for or there is no engine any more. Returns the exit code.
 
-    announce: called once, with the ready line, when both answer.  grace_s: how long requests may take after the end was
-    asked for; those that still run then end with an error, which their clients are told.  protection: default: none.
+    announce: called once, with the ready line, when both answer.  drain_timeout_s: how long requests may take after a
+    stop was asked for, unless it was asked for twice; those that still run then end with an error, which their clients
+    are told.  protection: default: none.  access_log: log a line for each HTTP request.
     """
     protection = protection or Protection()
     port, grpc_port = http_socket.getsockname()[1], grpc_socket.getsockname()[1]
     grpc_socket.close()  # it kept the port; grpc takes no socket that exists
     grpc_server = GrpcServer(host, grpc_port, protection)
-    http = _HttpServer(_uvicorn_config(create_app(frontend, protection), protection, patience_s=grace_s + FAREWELL_S))
+    app = RequestId(create_app(frontend, protection), access_log=access_log)
+    http = _HttpServer(_uvicorn_config(app, protection, patience_s=FAREWELL_S))
     answering = asyncio.create_task(http.serve(sockets=[http_socket]))
     await grpc_server.start(frontend)
     await http.ready.wait()
     announce(ready_lines(frontend, host, port, grpc_port, protection))
-    death = await unless(stop, frontend.llm.wait_dead())
+    telling = asyncio.create_task(_tell_readiness(frontend, grpc_server))
+    watching = asyncio.create_task(frontend.metrics.watch_loop())
+    death = await unless(stop.asked, frontend.llm.wait_dead())
+    frontend.draining = True
+    telling.cancel()
+    await grpc_server.set_ready(False)
+    if death is None:
+        death = await unless(stop.hurried, _drained(frontend, drain_timeout_s))
     if death is not None:
         log.error("the server ends: %s", death.message)
+    await frontend.llm.close()  # what still runs ends with an error
+    watching.cancel()
     http.should_exit = True
-    ending = asyncio.gather(answering, grpc_server.stop(grace_s + FAREWELL_S))
-    _, late = await asyncio.wait((ending,), timeout=grace_s)
-    if late:
-        await frontend.llm.close()
-    await ending
+    await asyncio.gather(answering, grpc_server.stop(FAREWELL_S))
     return EXIT_STOPPED if death is None else EXIT_FAILED
+
+
+async def _drained(frontend: Frontend, timeout_s: float) -> EngineDead | None:
+    """Wait until no request runs, or the time is over. Returns why, if the engine was lost instead."""
+    idle = asyncio.create_task(frontend.wait_idle())
+    death = asyncio.create_task(frontend.llm.wait_dead())
+    try:
+        await asyncio.wait((idle, death), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        return death.result() if death.done() else None
+    finally:
+        idle.cancel()
+        death.cancel()
+
+
+async def _tell_readiness(frontend: Frontend, grpc_server: GrpcServer) -> None:
+    """Keep gRPC's health service up to date. HTTP's routes look for themselves."""
+    while True:
+        try:
+            frontend.check_ready()
+        except PolyServeError:
+            await grpc_server.set_ready(False)
+        else:
+            await grpc_server.set_ready(True)
+        await asyncio.sleep(READINESS_INTERVAL_S)
 
 
 def say(text: str) -> None:
@@ -109,7 +144,7 @@ class _HttpServer(uvicorn.Server):
         yield
 
 
-def _uvicorn_config(app: FastAPI, protection: Protection, *, patience_s: float) -> uvicorn.Config:
+def _uvicorn_config(app: ASGIApp, protection: Protection, *, patience_s: float) -> uvicorn.Config:
     certificate = protection.certificate
     return uvicorn.Config(
         app,
@@ -121,6 +156,7 @@ def _uvicorn_config(app: FastAPI, protection: Protection, *, patience_s: float) 
         log_level="critical",  # what it would log, `http` answers or logs itself
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # which say who calls; nothing here asks, so nobody has to be believed
         headers=[("x-content-type-options", "nosniff")],
         ssl_certfile=None if certificate is None else certificate.chain,
         ssl_keyfile=None if certificate is None else certificate.key,

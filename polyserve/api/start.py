@@ -3,32 +3,50 @@
     ports taken -> engine told to load -> what answers is imported -> engine loaded -> server.py -> engine ends
 Ports are taken before the model is loaded, so that one in use is noticed at once; early HTTP clients wait.
 The engine process comes before the imports: its own, of torch, take longer than all that this process does meanwhile.
-gRPC comes after it: its threads and forking do not go together.
+gRPC comes after it: its threads and forking do not go together. An engine that is started again runs another program at
+once, so that gRPC's own care for forks is not needed, and would be in the way.
 """
 
-import asyncio
+import os
 import resource
 import socket
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from polyserve.api.limits import Limits
 from polyserve.api.ports import PortUnavailable, listen
 from polyserve.api.protection import Protection
-from polyserve.api.stop import EXIT_FAILED, EXIT_STOPPED, told_to_stop, unless
+from polyserve.api.reload import read_log_level, reloading_at_hangup
+from polyserve.api.stop import EXIT_FAILED, EXIT_STOPPED, Stop, told_to_stop, unless
+from polyserve.api.store import Store
 from polyserve.config import EngineConfig, ServerConfig
 from polyserve.log import get_logger
+from polyserve.service.admission import AdmissionConfig
 from polyserve.service.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from polyserve.service.async_llm import AsyncLLM
 
 log = get_logger(__name__)
 
 
-async def run(engine: EngineConfig, server: ServerConfig, limits: Limits | None = None) -> int:
+async def run(
+    engine: EngineConfig,
+    server: ServerConfig,
+    limits: Limits | None = None,
+    admission: AdmissionConfig | None = None,
+) -> int:
     """Serve until SIGINT or SIGTERM (returns 0) or until no engine stays alive (returns 1).
 
     Raises ModelLoadError, SettingsError.
     """
     protection = Protection.from_config(server, limits or Limits())
-    stop = asyncio.Event()
+    stop = Stop()
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # read when grpc is imported
     _allow_descriptors()
     try:
         with (
@@ -36,7 +54,8 @@ async def run(engine: EngineConfig, server: ServerConfig, limits: Limits | None 
             listen(server.host, server.grpc_port) as grpc_socket,
             told_to_stop(stop),
         ):
-            return await _run(engine, server, (http_socket, grpc_socket), stop, protection)
+            async with _store(server) as store:
+                return await _run(engine, server, (http_socket, grpc_socket), stop, protection, admission, store)
     except PortUnavailable as error:
         sys.stderr.write(f"polyserve: {error}\n")
         return EXIT_FAILED
@@ -46,12 +65,14 @@ async def _run(
     engine: EngineConfig,
     server: ServerConfig,
     sockets: tuple[socket.socket, socket.socket],
-    stop: asyncio.Event,
+    stop: Stop,
     protection: Protection,
+    admission: AdmissionConfig | None,
+    store: Store | None,
 ) -> int:
     if not protection.keys.required and not _is_local(server.host):
         log.warning("no API keys: whoever reaches %s can use this server", server.host)
-    started = await unless(stop, Supervisor.start(engine, step_timeout_s=server.step_timeout))
+    started = await unless(stop.asked, Supervisor.start(engine, step_timeout_s=server.step_timeout))
     if started is None:
         return EXIT_STOPPED
 
@@ -59,15 +80,59 @@ async def _run(
     from polyserve.api.server import say, serve
     from polyserve.service.async_llm import AsyncLLM
 
-    joining = AsyncLLM.join(*started, chat_template=server.chat_template, max_logprobs=server.max_logprobs)
-    llm = await unless(stop, joining)
+    joining = AsyncLLM.join(
+        *started,
+        chat_template=server.chat_template,
+        max_logprobs=server.max_logprobs,
+        admission=admission,
+        grammar_timeout_ms=server.grammar_timeout_ms,
+    )
+    llm = await unless(stop.asked, joining)
     if llm is None:
         return EXIT_STOPPED
     try:
-        frontend = Frontend(llm, model_names=server.served_model_name or [engine.model], limits=protection.limits)
-        return await serve(frontend, *sockets, stop, host=server.host, announce=say, protection=protection)
+        _set_log_level(llm, server.log_level_file)
+        frontend = Frontend(
+            llm,
+            model_names=server.served_model_name or [engine.model],
+            limits=protection.limits,
+            tool_call_parser=server.tool_call_parser,
+            request_timeout_s=server.request_timeout,
+            metrics_compat=server.metrics_compat,
+            store=store,
+        )
+        with reloading_at_hangup(protection.keys.reload, partial(_set_log_level, llm, server.log_level_file)):
+            return await serve(
+                frontend,
+                *sockets,
+                stop,
+                host=server.host,
+                announce=say,
+                drain_timeout_s=server.drain_timeout,
+                protection=protection,
+                access_log=server.access_log,
+            )
     finally:
         await llm.close()
+
+
+@asynccontextmanager
+async def _store(server: ServerConfig) -> AsyncIterator[Store | None]:
+    """Where completions are kept, if they are. Raises SettingsError."""
+    if server.store is None:
+        yield None
+        return
+    store = await Store.open(Path(server.store), limit=server.store_limit)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def _set_log_level(llm: "AsyncLLM", file: str | None) -> None:
+    """Log from the level on that the file holds, if there is one. Raises SettingsError."""
+    if file is not None:
+        llm.set_log_level(read_log_level(Path(file)))
 
 
 def _allow_descriptors() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from polyserve.cli.options import Flags, SectionedCommand, flags_of
-from polyserve.cli.tokenizer import table
+from polyserve.cli.tables import table
 from polyserve_training.config import PrepareOptions, TokenizeOptions
 
 

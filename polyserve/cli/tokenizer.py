@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from polyserve.cli.options import Flags, SectionedCommand, flags_of
+from polyserve.cli.tables import table
 from polyserve_training.config import TokenizerOptions
 
 HEADINGS = ("language", "documents", "tokens", "tokens/word", "tokens/char", "bytes/token", "single bytes")
@@ -31,13 +32,3 @@ def train(*, inputs: tuple[Path, ...], out: Path, options: Flags[TokenizerOption
         rates = (f"{x.tokens_per_word:.2f}", f"{x.tokens_per_character:.2f}", f"{x.bytes_per_token:.2f}")
         rows.append((language, f"{x.documents:,}", f"{x.tokens:,}", *rates, f"{x.byte_share:.1%}"))
     click.echo(table(rows))
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Columns of text: the first one from the left, the others from the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *others in rows:
-        cells = [first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(others, widths[1:], strict=True))]
-        lines.append("  ".join(cells))
-    return "\n".join(lines)

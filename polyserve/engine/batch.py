@@ -16,8 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyserve.engine.grammar import GrammarState
 from polyserve.engine.kv_cache import KVCache
 from polyserve.engine.logits import TokenEdits
+from polyserve.engine.pooler import Pooler
 from polyserve.engine.step import Chunk, Step
 from polyserve.model.forward_context import PagedContext
 from polyserve.sampling_params import SamplingParams
@@ -34,6 +36,8 @@ class KnownSequence:
     edits: TokenEdits | None
     scores_prompt: bool  # log-probabilities of the prompt are wanted and not reported yet
     block_table: list[int]
+    pooler: Pooler | None = None
+    grammar: GrammarState | None = None
 
 
 @dataclass(frozen=True, slots=True)

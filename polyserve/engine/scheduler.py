@@ -1,10 +1,11 @@
 """Decides what each step computes, and what became of a sequence when the step is done.
 
-One rule: a running sequence is given its next tokens, the oldest first, as far as the step's token budget and the
-blocks reach; what is left of the budget admits waiting sequences in the order they came. A sequence that has one
-token pending decodes, one with many has its prompt computed in chunks, and one step does both. If blocks run out, the
-youngest running sequence gives all of its own back and waits at the front of the queue to be computed again: its
-tokens are kept, and the same tokens give the same bits.
+One rule: a running sequence is given its next tokens, the first in rank first, as far as the step's token budget and
+the blocks reach; what is left of the budget admits waiting sequences by rank. A sequence that has one token pending
+decodes, one with many has its prompt computed in chunks, and one step does both: whoever decodes gets its token in
+every step. If blocks run out, the last running sequence gives all of its own back and waits to be computed again: its
+tokens are kept, and they give the same bits. The sequences of a step that could not be computed are computed again one
+by one, until each has its next token, so that a fault ends nobody but whose it is.
 
 A request of n choices begins as its first one. When that has computed the prompt, the others enter the queue, ahead of
 younger requests, and begin with its blocks.
@@ -13,6 +14,7 @@ A step may be scheduled while the one before it is under way. A sequence that is
 is awaited, unless it is known to be the answer's last; whether it ends the answer shows later, and what was computed
 after it is dropped.
 
+Rank    the lower priority first, then the older
 Words   running: holds blocks for every token it has   waiting: holds none   asleep: waits for another choice's prompt
         live: any of these
 Source  continuous batching: Orca, https://www.usenix.org/conference/osdi22/presentation/yu
@@ -29,6 +31,8 @@ from polyserve.engine.sequence import Sequence
 from polyserve.engine.step import Chunk, NewSequence, Sampled, Step, StepResult
 from polyserve.request import FinishReason, Request, SequenceOutput
 
+LEAST_PROMPT_TOKENS = 16  # in a step that is shortened for those that decode
+
 
 @dataclass(frozen=True, slots=True)
 class SchedulerStats:
@@ -39,6 +43,11 @@ class SchedulerStats:
     num_preemptions: int  # since the start
     prefix_query_tokens: int  # since the start
     prefix_hit_tokens: int  # since the start
+    # of steps since the start, which the engine times
+    num_steps: int = 0
+    step_tokens: int = 0
+    step_seconds: float = 0.0
+    step_predicted_seconds: float = 0.0
 
 
 class Scheduler:
@@ -61,9 +70,10 @@ class Scheduler:
         self._live: dict[int, Sequence] = {}
         self._requests: dict[str, dict[int, Sequence]] = {}  # live choices of each request, in order
         self._asleep: dict[str, list[Sequence]] = {}  # choices that wait for their request's prompt, in order
-        self._waiting: list[Sequence] = []  # oldest first
-        self._running: list[Sequence] = []  # oldest first
+        self._waiting: list[Sequence] = []  # by rank
+        self._running: list[Sequence] = []  # by rank
         self._released: list[int] = []  # the runner has not been told yet
+        self._suspects: list[Sequence] = []  # of a step that could not be computed
         self._num_preemptions = self._prefix_query_tokens = self._prefix_hit_tokens = 0
 
     @property
@@ -96,13 +106,14 @@ class Scheduler:
                 tokens=request.prompt_ids + answer,
                 prompt_len=len(request.prompt_ids),
                 max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
+                pooling=request.pooling,
                 prompt_logprobs=[None] if choice == 0 and params.prompt_logprobs is not None and not answer else None,
             )
             for choice, answer in answered.items()
         ]
         self._live.update((seq.seq_id, seq) for seq in choices)
         self._requests[request.request_id] = {seq.choice: seq for seq in choices}
-        self._waiting.append(choices[0])
+        insort(self._waiting, choices[0], key=_rank)
         if len(choices) > 1:
             self._asleep[request.request_id] = choices[1:]
 
@@ -116,9 +127,22 @@ class Scheduler:
         """The ids of the requests that a step computes, if they are live."""
         return {self._live[chunk.seq_id].request_id for chunk in step.chunks if chunk.seq_id in self._live}
 
-    def schedule(self) -> Step:
-        """The next step. It has no chunks only if nothing is live, or all that is left awaits a last token."""
+    @property
+    def answering(self) -> bool:
+        """Whether a sequence that runs has begun its answer: its client waits for the next token."""
+        return any(seq.num_answered for seq in self._running)
+
+    def schedule(self, max_tokens: int | None = None) -> Step:
+        """The next step. It has no chunks only if nothing is live, or all that is left awaits a last token.
+
+        max_tokens: fewer tokens than usual, but each that decodes gets its one, and prompts a few, all the same.
+        """
+        if self._suspects:
+            return self._schedule_alone(self._suspects[0])
         budget = self._max_num_batched_tokens
+        if max_tokens is not None:
+            budget = min(budget, max(max_tokens, len(self._running) + LEAST_PROMPT_TOKENS))
+        num_decoding = sum(seq.num_pending == 1 for seq in self._running)  # that have not had their turn
         chunks: list[Chunk] = []
         admitted: list[NewSequence] = []
         copies: list[tuple[int, int]] = []
@@ -126,13 +150,16 @@ class Scheduler:
         number = 0
         while number < len(self._running) and budget:
             seq, number = self._running[number], number + 1
-            while seq.num_pending and not self._blocks.cover(seq):
-                if self._preempt_youngest() is seq:
+            num_decoding -= seq.num_pending == 1
+            share = min(seq.num_pending, budget - num_decoding)
+            if share <= 0:
+                continue
+            while not self._blocks.cover(seq):
+                if self._preempt_last() is seq:
                     break
             else:
-                if seq.num_pending:
-                    chunks.append(self._chunk(seq, budget))
-                    budget -= chunks[-1].num_tokens
+                chunks.append(self._chunk(seq, share))
+                budget -= share
 
         while self._waiting and budget and len(self._running) < self._max_num_seqs:
             seq = self._waiting[0]
@@ -142,10 +169,26 @@ class Scheduler:
             if copied is None:
                 break
             copies += copied
-            admitted.append(NewSequence(seq.seq_id, seq.tokens.copy(), seq.prompt_len, seq.choice, seq.params))
+            admitted.append(_as_new(seq))
             chunks.append(self._chunk(seq, budget))
             budget -= chunks[-1].num_tokens
+        return self._step(chunks, admitted, copies)
 
+    def _schedule_alone(self, seq: Sequence) -> Step:
+        """A step of nobody else, so that a fault in it is this sequence's own."""
+        if seq.num_steps:
+            return Step([])
+        if seq.block_table:
+            if self._blocks.cover(seq):
+                return self._step([self._chunk(seq, self._max_num_batched_tokens)], [], [])
+            _remove(self._running, seq)
+            self._give_back(seq)
+        while (copies := self._admit(seq)) is None:
+            self._preempt_last()
+        admitted = [_as_new(seq)]
+        return self._step([self._chunk(seq, self._max_num_batched_tokens)], admitted, copies)
+
+    def _step(self, chunks: list[Chunk], admitted: list[NewSequence], copies: list[tuple[int, int]]) -> Step:
         if not chunks:
             return Step([])
         released, self._released = self._released, []
@@ -154,15 +197,19 @@ class Scheduler:
     def update(self, step: Step, result: StepResult) -> list[SequenceOutput]:
         """Take in what the runner answered. Sequences that ended since the step was made are passed over."""
         outputs: list[SequenceOutput] = []
-        failed = {failure.seq_id: failure.message for failure in result.failed}
+        failed = {failure.seq_id: failure for failure in result.failed}
         for part in result.prompt_logprobs:
             if (seq := self._live.get(part.seq_id)) is not None and seq.prompt_logprobs is not None:
                 seq.prompt_logprobs[part.start :] = part.entries  # after a preemption once more: the same values
+        for vector in result.pooled:
+            if (seq := self._live.get(vector.seq_id)) is not None:
+                seq.pooled = vector.values
         for chunk in step.chunks:
             if (seq := self._live.get(chunk.seq_id)) is None:
                 continue
             if seq.seq_id in failed:
-                outputs.append(self._fail(seq, failed[seq.seq_id]))
+                failure = failed[seq.seq_id]
+                outputs.append(self._fail(seq, failure.message, refused_param=failure.refused_param))
                 continue
             num_computed = chunk.start + chunk.num_tokens
             seq.num_steps -= 1
@@ -182,9 +229,18 @@ class Scheduler:
         return outputs
 
     def fail(self, step: Step, message: str) -> list[SequenceOutput]:
-        """End every sequence of a step that could not be computed. What earlier steps computed stays good."""
+        """A step could not be computed. Each of its sequences is tried again alone; one that fails alone is ended.
+
+        So is one whose next step is under way already. What earlier steps computed stays good.
+        """
         live = [self._live[chunk.seq_id] for chunk in step.chunks if chunk.seq_id in self._live]
-        return [self._fail(seq, message) for seq in live]
+        tried_again = [seq for seq in live if len(step.chunks) > 1 and seq.num_steps == 1 and seq.block_table]
+        for seq in tried_again:
+            seq.num_steps = seq.num_awaited = 0
+            _remove(self._running, seq)
+            self._give_back(seq)
+        self._suspects += tried_again
+        return [self._fail(seq, message) for seq in live if seq not in tried_again]
 
     # ---- between waiting and running ----
 
@@ -200,39 +256,45 @@ class Scheduler:
     def _admit(self, seq: Sequence) -> list[tuple[int, int]] | None:
         """Move the first waiting sequence to the running ones, if there are blocks for all its tokens and one to spare
         for each of those, so that it is not preempted soon. Returns the blocks to copy, or None if there is no room."""
-        scored = seq.prompt_logprobs is not None  # its prompt must pass through the model, token by token
         siblings = self._requests[seq.request_id].values()
         donor = next((sibling for sibling in siblings if sibling.prompt_stored), None)
-        copies = self._blocks.admit(seq, donor=donor, use_prefix=not scored, num_spare=len(self._running))
+        copies = self._blocks.admit(
+            seq, donor=donor, use_prefix=not seq.needs_every_state, num_spare=len(self._running)
+        )
         if copies is None:
             return None
         if seq.num_cached_tokens is None:
             seq.num_cached_tokens = seq.num_computed if seq.choice == 0 else 0
-            if seq.choice == 0 and not scored:
+            if seq.choice == 0 and not seq.needs_every_state:
                 self._prefix_query_tokens += seq.prompt_len
                 self._prefix_hit_tokens += seq.num_computed
-        del self._waiting[0]
-        insort(self._running, seq, key=_age)
+        _remove(self._waiting, seq)
+        insort(self._running, seq, key=_rank)
         return copies
 
-    def _preempt_youngest(self) -> Sequence:
+    def _preempt_last(self) -> Sequence:
         seq = self._running.pop()
-        self._blocks.release(seq)
-        self._released.append(seq.seq_id)
-        self._wake([seq])
+        self._give_back(seq)
         self._num_preemptions += 1
         return seq
 
+    def _give_back(self, seq: Sequence) -> None:
+        """Let a sequence that ran wait, without blocks."""
+        self._blocks.release(seq)
+        self._released.append(seq.seq_id)
+        self._wake([seq])
+
     def _wake(self, sequences: list[Sequence]) -> None:
-        """Queue by age: who was preempted, and a request's later choices, come before requests that arrived later."""
+        """Queue by rank: who was preempted, and a request's later choices, come before requests that arrived later."""
         for seq in sequences:
-            insort(self._waiting, seq, key=_age)
+            insort(self._waiting, seq, key=_rank)
 
     # ---- the end of a sequence ----
 
     def _append(self, seq: Sequence, sampled: Sampled) -> SequenceOutput:
         seq.tokens.append(sampled.token_id)
         seq.num_awaited -= 1
+        self._clear(seq)
         if sampled.token_id in self._eos_ids and not seq.params.ignore_eos:
             return self._finish(seq, "stop", sampled=sampled)
         if sampled.token_id in seq.params.stop_token_ids:
@@ -247,13 +309,16 @@ class Scheduler:
         self._end(seq)
         return self._output(seq, sampled=sampled, finish_reason=reason, stop_reason=stop_reason)
 
-    def _fail(self, seq: Sequence, message: str) -> SequenceOutput:
+    def _fail(self, seq: Sequence, message: str, *, refused_param: str | None = None) -> SequenceOutput:
         self._end(seq)
-        return SequenceOutput(seq.request_id, seq.choice, [], finish_reason="error", error=message)
+        return SequenceOutput(
+            seq.request_id, seq.choice, [], finish_reason="error", error=message, refused_param=refused_param
+        )
 
     def _end(self, seq: Sequence) -> None:
         """Forget a live sequence, wherever it stands. If it was to compute the prompt for others, the next one does."""
         del self._live[seq.seq_id]
+        self._clear(seq)
         choices, asleep = self._requests[seq.request_id], self._asleep.get(seq.request_id, [])
         del choices[seq.choice]
         if seq.block_table:
@@ -270,6 +335,11 @@ class Scheduler:
             self._asleep.pop(seq.request_id, None)
         if not choices:
             del self._requests[seq.request_id]
+
+    def _clear(self, seq: Sequence) -> None:
+        """A sequence that got a token, or has ended, is suspected of nothing."""
+        if seq in self._suspects:
+            self._suspects.remove(seq)
 
     def _output(
         self,
@@ -289,15 +359,22 @@ class Scheduler:
             stop_reason=stop_reason,
             prompt_logprobs=prompt_logprobs,
             num_cached_tokens=seq.num_cached_tokens or 0,
+            pooled=seq.pooled,
         )
 
 
-def _age(seq: Sequence) -> int:
-    return seq.seq_id
+def _as_new(seq: Sequence) -> NewSequence:
+    """What a runner that does not know the sequence has to know."""
+    return NewSequence(seq.seq_id, seq.tokens.copy(), seq.prompt_len, seq.choice, seq.params, seq.pooling)
+
+
+def _rank(seq: Sequence) -> tuple[int, int]:
+    """Smaller is served first, and keeps its blocks longer."""
+    return seq.params.priority, seq.seq_id
 
 
 def _remove(sequences: list[Sequence], seq: Sequence) -> None:
-    """Take `seq` out of a list that is ordered by age."""
-    index = bisect_left(sequences, seq.seq_id, key=_age)
+    """Take `seq` out of a list that is ordered by rank."""
+    index = bisect_left(sequences, _rank(seq), key=_rank)
     assert sequences[index] is seq, f"sequence {seq.seq_id} is not where it should be"
     del sequences[index]

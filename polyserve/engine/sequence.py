@@ -8,6 +8,7 @@ under way, a sequence has one token more than it knows.
 
 from dataclasses import dataclass, field
 
+from polyserve.pooling import Pooling
 from polyserve.request import TokenLogprob
 from polyserve.sampling_params import SamplingParams
 
@@ -21,6 +22,7 @@ class Sequence:
     tokens: list[int]
     prompt_len: int
     max_tokens: int  # of the answer: what the client asked, cut to what fits
+    pooling: Pooling | None = None
 
     # the cache
     num_computed: int = 0
@@ -35,6 +37,7 @@ class Sequence:
     # what the client hears
     num_cached_tokens: int | None = None  # None until it computes for the first time
     prompt_logprobs: list[TokenLogprob | None] | None = None  # as far as they are known; dropped once they are reported
+    pooled: list[float] | None = None
 
     @property
     def length(self) -> int:
@@ -47,6 +50,11 @@ class Sequence:
         if self.num_awaited and self.num_answered + self.num_awaited >= self.max_tokens:
             return 0
         return self.length - self.num_computed
+
+    @property
+    def needs_every_state(self) -> bool:
+        """Whether its prompt must pass through the model token by token, and nobody else's blocks help."""
+        return self.prompt_logprobs is not None or self.pooling == "mean"
 
     @property
     def num_answered(self) -> int:

@@ -7,6 +7,7 @@ the one the previous step sampled.
 
 from dataclasses import dataclass, field
 
+from polyserve.pooling import Pooling
 from polyserve.request import TokenLogprob
 from polyserve.sampling_params import SamplingParams
 
@@ -20,6 +21,7 @@ class NewSequence:
     prompt_len: int
     choice: int
     params: SamplingParams
+    pooling: Pooling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +67,20 @@ class PromptLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class Pooled:
+    """The vector of one sequence whose prompt ends in this step."""
+
+    seq_id: int
+    values: list[float]
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """One sequence of the step cannot go on, through no fault of the others."""
 
     seq_id: int
     message: str  # for the client
+    refused_param: str | None = None  # the parameter at fault, if it is the request's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +88,4 @@ class StepResult:
     sampled: list[Sampled]
     prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
     failed: list[Failed] = field(default_factory=list)
+    pooled: list[Pooled] = field(default_factory=list)

@@ -1,7 +1,9 @@
 """The front of a server: text in, text out, for many requests at a time, with the engine in another process.
 
     encode, render_chat   off the event loop, in a few threads
+    check_grammar         in a process that may die of it
     generate              Add -> engine;  Outputs -> the request's list -> its own task: SequenceText -> ChoiceDelta
+    embed                 the same for one vector
 
 Nothing waits for a client: outputs of a request that nobody fetches wait in its list, at most `n` times the
 model's length of them, and are handed over as one delta a choice when it comes back. A request that its client leaves
@@ -10,24 +12,31 @@ in the next one; when there is none any more, each ends with EngineDead. Never i
 """
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
-from polyserve.config import EngineConfig
-from polyserve.errors import EngineDead, InternalError, InvalidRequest, PolyServeError
-from polyserve.log import get_logger
+from polyserve.config import GRAMMAR_TIMEOUT_MS, EngineConfig
+from polyserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, PolyServeError
+from polyserve.log import get_logger, set_up_logging
 from polyserve.output import LogprobEntry, SequenceText, prompt_logprob_entries
-from polyserve.request import FinishReason, SequenceOutput, admit, check_request
+from polyserve.pooling import Pooling, unit_length
+from polyserve.request import POOLED, FinishReason, SequenceOutput, admit, check_request, error_of, pooling_request
 from polyserve.sampling_params import SamplingParams
+from polyserve.service.admission import Admission, AdmissionConfig, Ticket
 from polyserve.service.engine_process import COMMAND
+from polyserve.service.grammar_checker import GrammarChecker
 from polyserve.service.messages import Abort, Add, EngineStats, Outputs, Ready
 from polyserve.service.supervisor import STEP_TIMEOUT_S, Supervisor
 from polyserve.tokenizer.base import Tokenizer
 from polyserve.tokenizer.load import load_tokenizer
+from polyserve.tokenizer.rendering import TemplateProcess
+from polyserve.tools.parser import CallDelta
 
 log = get_logger(__name__)
 T = TypeVar("T")
@@ -43,16 +52,26 @@ class ChoiceDelta:
     text: str
     token_ids: list[int]
     logprobs: list[LogprobEntry] | None
-    finish_reason: FinishReason | None
+    finish_reason: FinishReason | Literal["tool_calls"] | None
     stop_reason: int | str | None
     prompt_logprobs: list[LogprobEntry | None] | None  # with the first delta of choice 0, if asked for
     num_cached_tokens: int
+    calls: list[CallDelta] = field(default_factory=list)  # of functions; `text` is without them
 
 
 class AsyncLLM:
     """Made by `start`. Its attributes are what a server reports of its model; `stats`, the engine's latest counts."""
 
-    def __init__(self, engine: Supervisor, tokenizer: Tokenizer, ready: Ready, *, max_logprobs: int) -> None:
+    def __init__(
+        self,
+        engine: Supervisor,
+        tokenizer: Tokenizer,
+        ready: Ready,
+        *,
+        max_logprobs: int,
+        admission: AdmissionConfig | None = None,
+        grammar_timeout_ms: int = GRAMMAR_TIMEOUT_MS,
+    ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = ready.vocab_size
         self.max_model_len = ready.max_model_len
@@ -61,10 +80,19 @@ class AsyncLLM:
         self.bos_id = ready.bos_id
         self.max_logprobs = max_logprobs
         self.stats: EngineStats = ready.stats
+        self.admission = Admission(
+            admission or AdmissionConfig(),
+            max_num_seqs=engine.config.max_num_seqs,
+            vocab_size=ready.vocab_size,
+            max_model_len=ready.max_model_len,
+        )
         self.dead = asyncio.Event()
         self._engine = engine
         self._death: EngineDead | None = None
         self._streams: dict[str, _Stream] = {}
+        template = tokenizer.chat_template
+        self._renderer = None if template is None else TemplateProcess(template)
+        self._grammars = GrammarChecker(limit_ms=grammar_timeout_ms)
         self._threads = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
         self._watcher = asyncio.create_task(self._watch())
         engine.listen(self._distribute)
@@ -88,9 +116,19 @@ class AsyncLLM:
 
     @classmethod
     async def join(
-        cls, engine: Supervisor, path: Path, *, chat_template: str | None = None, max_logprobs: int = 20
+        cls,
+        engine: Supervisor,
+        path: Path,
+        *,
+        chat_template: str | None = None,
+        max_logprobs: int = 20,
+        admission: AdmissionConfig | None = None,
+        grammar_timeout_ms: int = GRAMMAR_TIMEOUT_MS,
     ) -> "AsyncLLM":
-        """The same for what `Supervisor.start` gave. The process is ended if this fails."""
+        """The same for what `Supervisor.start` gave. The process is ended if this fails.
+
+        grammar_timeout_ms: processor time that compiling a request's grammar may take.
+        """
         try:
             tokenizer, ready = await asyncio.gather(
                 asyncio.to_thread(load_tokenizer, path, chat_template=chat_template), engine.ready()
@@ -98,7 +136,14 @@ class AsyncLLM:
         except BaseException:
             await engine.close()
             raise
-        return cls(engine, tokenizer, ready, max_logprobs=max_logprobs)
+        return cls(
+            engine,
+            tokenizer,
+            ready,
+            max_logprobs=max_logprobs,
+            admission=admission,
+            grammar_timeout_ms=grammar_timeout_ms,
+        )
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""
@@ -110,14 +155,16 @@ class AsyncLLM:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: list[dict[str, object]] | None = None,
     ) -> str:
         """The prompt of a conversation. Encode it with `add_special_tokens=False`: the template writes them itself."""
         return await self._off_the_loop(
             partial(
-                self.tokenizer.render_chat,
+                self.tokenizer.render_chat if self._renderer is None else self._renderer.render,
                 messages,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
+                tools=tools,
             )
         )
 
@@ -134,45 +181,102 @@ class AsyncLLM:
             max_logprobs=self.max_logprobs,
         )
 
+    async def check_grammar(self, params: SamplingParams) -> None:
+        """Raise InvalidRequest if `params` hold a grammar that cannot be followed, or only with too much work."""
+        await self._grammars.check(params)
+
     async def generate(
-        self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        ticket: Ticket | None = None,
+        deadline: float = math.inf,
+        shown_ids: frozenset[int] = frozenset(),
     ) -> AsyncGenerator[ChoiceDelta, None]:
         """The answer to a prompt as it comes, its choices in any order. Leaving it (`aclose`, cancellation) aborts it.
 
-        Raises what `check` does, InvalidRequest if the engine can never hold it, InternalError if the engine gives it
-        up, EngineDead if the engine ends.
+        ticket: of `admission`; closed at the end.  deadline: in monotonic seconds. It holds wherever the request is,
+        and also if nobody fetches what comes.  shown_ids: special tokens whose text is given out all the same.
+
+        Raises what `check` does, Overloaded, InvalidRequest if the engine can never hold it, InternalError if the
+        engine gives it up, DeadlineExceeded, EngineDead if there is none any more.
         """
         self.check(prompt_ids, params)
-        stream = self._open(request_id)
-        texts = {choice: SequenceText(self.tokenizer, params) for choice in range(params.n)}  # those that go on
+        ticket = ticket or self.admission.reserve(len(prompt_ids), params, tenant=None, num_characters=len(prompt_ids))
+        stream = self._open(request_id, ticket, deadline)
+        texts = {  # of those that go on
+            choice: SequenceText(self.tokenizer, params, shown_ids=shown_ids) for choice in range(params.n)
+        }
         try:
-            self._engine.send(Add(admit(request_id, prompt_ids, params)))
+            self.admission.enter(ticket, partial(self._send, Add(admit(request_id, prompt_ids, params))))
             while texts:
                 for output in await stream.take():
                     text = texts.get(output.choice)
                     if text is None:
                         continue  # sent before the engine knew of the stop string
                     delta = await self._read(text, output)
+                    self.admission.charge(ticket, num_tokens=len(delta.token_ids), num_characters=len(delta.text))
                     if text.finished:
                         del texts[output.choice]
+                        self.admission.choice_ended(ticket, output.choice)
                     yield delta
         finally:
             del self._streams[request_id]
-            if texts and self._death is None:
-                self._engine.send(Abort(request_id))
+            stream.close()
+            self._leave(request_id, ticket)
 
-    def _open(self, request_id: str) -> "_Stream":
+    async def embed(
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        *,
+        pooling: Pooling,
+        ticket: Ticket | None = None,
+        deadline: float = math.inf,
+    ) -> list[float]:
+        """The prompt's final hidden states, pooled, at unit length. Cancelling aborts it. It raises as `generate`."""
+        self.check(prompt_ids, POOLED)
+        ticket = ticket or self.admission.reserve(len(prompt_ids), POOLED, tenant=None, num_characters=len(prompt_ids))
+        stream = self._open(request_id, ticket, deadline)
+        try:
+            self.admission.enter(ticket, partial(self._send, Add(pooling_request(request_id, prompt_ids, pooling))))
+            [output] = await stream.take()
+            self.admission.choice_ended(ticket, output.choice)
+        finally:
+            del self._streams[request_id]
+            stream.close()
+            self._leave(request_id, ticket)
+        if output.pooled is None:
+            raise error_of(output)
+        return unit_length(output.pooled)
+
+    def _leave(self, request_id: str, ticket: Ticket) -> None:
+        """Nothing more is wanted of a request, if it has not ended."""
+        if ticket.started and ticket.open_choices:
+            self._send(Abort(request_id))
+        self.admission.close(ticket)
+
+    def _send(self, message: Add | Abort) -> None:
+        if self._death is None:
+            self._engine.send(message)
+
+    def _open(self, request_id: str, ticket: Ticket, deadline: float) -> "_Stream":
         if self._death is not None:
             raise EngineDead(self._death.message)
         if request_id in self._streams:
             raise InvalidRequest(f"a request with the id {request_id!r} is being served", param="request_id")
-        stream = self._streams[request_id] = _Stream()
+        stream = self._streams[request_id] = _Stream(ticket)
+        if deadline < math.inf:
+            stream.expire_after(deadline - time.monotonic(), partial(self._leave, request_id, ticket))
         return stream
 
     async def _read(self, text: SequenceText, output: SequenceOutput) -> ChoiceDelta:
-        """The output as text. Raises InternalError if the engine could not go on."""
+        """The output as text. Raises InternalError if the engine could not go on, InvalidRequest if that is the
+        request's own fault."""
         if output.finish_reason == "error":
-            raise InternalError(output.error or "the engine gave this request up")
+            raise error_of(output)
         prompt_logprobs = None
         if output.prompt_logprobs is not None:  # one entry for each token of the prompt: too long for the loop
             prompt_logprobs = await self._off_the_loop(
@@ -202,6 +306,11 @@ class AsyncLLM:
         """How often the engine process was started again."""
         return self._engine.num_restarts
 
+    def set_log_level(self, level: str) -> None:
+        """Log from this level on, here and in the engine."""
+        set_up_logging(level)
+        self._engine.set_log_level(level)
+
     async def wait_dead(self) -> EngineDead:
         """Wait until there is no engine any more, and say why."""
         await self.dead.wait()
@@ -214,6 +323,9 @@ class AsyncLLM:
         self._watcher.cancel()
         await asyncio.gather(self._watcher, return_exceptions=True)
         await self._engine.close()
+        if self._renderer is not None:
+            self._renderer.close()
+        await self._grammars.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _distribute(self, step: Outputs) -> None:
@@ -226,6 +338,9 @@ class AsyncLLM:
         for output in step.outputs:
             stream = self._streams.get(output.request_id)
             if stream is not None:  # else its client has left
+                self.admission.took(stream.ticket)
+                if output.finish_reason is not None:
+                    self.admission.choice_ended(stream.ticket, output.choice)
                 stream.put(output)
 
     async def _watch(self) -> None:
@@ -245,10 +360,26 @@ class AsyncLLM:
 class _Stream:
     """Outputs of one request between the reader task and the request's own."""
 
-    def __init__(self) -> None:
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket = ticket
         self._outputs: list[SequenceOutput] = []
         self._arrived = asyncio.Event()
         self._error: PolyServeError | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def expire_after(self, seconds: float, abort: Callable[[], None]) -> None:
+        """Fail, and abort the work, unless it is closed by then."""
+
+        def expire() -> None:
+            self.fail(DeadlineExceeded("the answer was not complete in the time that the request was given"))
+            abort()
+
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, seconds), expire)
+
+    def close(self) -> None:
+        """Nothing more is wanted."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def put(self, output: SequenceOutput) -> None:
         self._outputs.append(output)

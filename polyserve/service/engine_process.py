@@ -22,7 +22,7 @@ import zmq
 
 from polyserve.config import EngineConfig
 from polyserve.errors import EngineDead, ModelLoadError
-from polyserve.log import get_logger
+from polyserve.log import get_logger, log_form
 from polyserve.service.last_step import last_step
 from polyserve.service.messages import (
     HEARD_EVERY,
@@ -97,7 +97,7 @@ class EngineProcess:
         """Tell it what to load; it begins at once."""
         assert self._process.stdin is not None
         level = logging.getLevelName(log.getEffectiveLevel())
-        start = Start(config, str(self._socket_path), level.lower())
+        start = Start(config, str(self._socket_path), level.lower(), log_form())
         self._process.stdin.write(msgspec.json.encode(start) + b"\n")
         self.send(Hello())
 

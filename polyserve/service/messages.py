@@ -1,6 +1,7 @@
 """What the front and the engine process say to each other: msgspec structs, in msgpack over ZeroMQ.
 
-Front to engine   Start (JSON, the first line of standard input), then over the socket Hello, Add, Abort, Heard
+Front to engine   Start (JSON, the first line of standard input), then over the socket Hello, Add, Abort,
+                  Heard, SetLogLevel
 Engine to front   Ready or Failed, as the answer to Hello, then Outputs: one message a turn for all sequences
 A front is known by its ZeroMQ identity, which comes with each of its messages, so that several can share an engine.
 There is no message for the end: the engine ends when its standard input does.
@@ -19,6 +20,7 @@ class Start(msgspec.Struct, frozen=True):
     config: EngineConfig
     socket: str  # path of the Unix socket that the engine makes, in a folder that only this user can enter
     log_level: str
+    log_format: str
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
@@ -48,6 +50,10 @@ class Heard(msgspec.Struct, frozen=True, tag=True):
     num_outputs: int
 
 
+class SetLogLevel(msgspec.Struct, frozen=True, tag=True):
+    level: str
+
+
 class EngineStats(msgspec.Struct, frozen=True):
     num_running: int
     num_waiting: int
@@ -56,6 +62,10 @@ class EngineStats(msgspec.Struct, frozen=True):
     num_preemptions: int  # since the start
     prefix_query_tokens: int  # since the start
     prefix_hit_tokens: int  # since the start
+    num_steps: int = 0  # and what they computed and took, since the start
+    step_tokens: int = 0
+    step_seconds: float = 0.0
+    step_predicted_seconds: float = 0.0
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -92,5 +102,11 @@ class Outputs(msgspec.Struct, frozen=True, tag=True):
     stats: EngineStats
 
 
-FrontMessage = Hello | Add | Abort | Heard
+class Verdict(msgspec.Struct, frozen=True):
+    """What `grammar_process` finds: why a grammar cannot be followed, as an InvalidRequest would say it, or nothing."""
+
+    message: str | None = None
+
+
+FrontMessage = Hello | Add | Abort | Heard | SetLogLevel
 EngineMessage = Ready | Failed | Outputs

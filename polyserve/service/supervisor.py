@@ -19,7 +19,7 @@ from polyserve.model.weights.resolve import resolve
 from polyserve.request import SequenceOutput
 from polyserve.service.engine_process import COMMAND, EngineProcess
 from polyserve.service.journal import Entry, Journal
-from polyserve.service.messages import Abort, Add, Outputs, Ready
+from polyserve.service.messages import Abort, Add, Outputs, Ready, SetLogLevel
 from polyserve.service.suspects import judge, release
 
 log = get_logger(__name__)
@@ -27,6 +27,7 @@ log = get_logger(__name__)
 STEP_TIMEOUT_S = 60.0
 STABLE_S = 60.0  # an engine that lived so long was well, even if nobody asked anything of it
 MAX_FRUITLESS = 5  # deaths in a row that brought neither a token nor a narrower suspicion: then it is hopeless
+MAX_PATIENCE = 8  # an engine that was taken for stuck may have been slow: each time it gets twice as long, up to this
 BACK_OFF_S = 0.2  # before the second restart of such a row; doubled for each further one
 GIVEN_UP = "the engine ended each time it computed this request; it is given up"
 
@@ -38,9 +39,10 @@ class Supervisor:
         self, engine: EngineProcess, config: EngineConfig, command: Sequence[str], *, step_timeout_s: float
     ) -> None:
         self._engine = engine
-        self._config = config
+        self.config = config
         self._command = command
         self._step_timeout_s = step_timeout_s
+        self._patience = 1  # times the timeout
         self._journal = Journal()
         self._deliver: Callable[[Outputs], None] | None = None
         self._ready: Ready | None = None
@@ -89,6 +91,11 @@ class Supervisor:
         self._deliver = deliver
         self._engine.listen(self._take)
 
+    def set_log_level(self, level: str) -> None:
+        """Let the engine log from this level on, as this process does."""
+        if self._running:
+            self._engine.send(SetLogLevel(level))
+
     def send(self, message: Add | Abort) -> None:
         """Pass a message on to the engine of now, or to the next one."""
         if isinstance(message, Add):
@@ -132,9 +139,10 @@ class Supervisor:
                     return death.result()
                 silent_s = self._engine.silent_s()
                 here = time.monotonic() - began < 2 * interval_s  # else this process slept, and has not asked
-                if here and silent_s > self._step_timeout_s:
+                if here and silent_s > self._step_timeout_s * self._patience:
                     log.error("the engine has been silent for %.1f s: its stacks follow, then it is ended", silent_s)
                     await self._engine.kill()
+                    self._patience = min(2 * self._patience, MAX_PATIENCE)
                     return EngineDead(f"the engine was stuck: it was silent for {silent_s:.1f} s")
                 if silent_s > interval_s:
                     self._engine.ask()
@@ -182,7 +190,7 @@ class Supervisor:
         await self._engine.close()
         self._engine = await EngineProcess.start(self._command)
         self._engine.listen(self._take)
-        self._engine.load(self._config)
+        self._engine.load(self.config)
         self._began, self._fruitful = time.monotonic(), False
         self.num_restarts += 1
         ready = await self._engine.ready()

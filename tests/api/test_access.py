@@ -205,3 +205,14 @@ def test_a_key_file_that_is_missing_ends_the_server_with_one_line(capsys: pytest
 def test_a_name_with_spaces_is_refused() -> None:
     with pytest.raises(SettingsError, match="letters, digits"):
         new_key("a b")
+
+
+def test_cached_prompts_are_shared_by_the_keys_of_one_name_only(guarded: LiveServer) -> None:
+    guarded.llm.reset()
+    for key, salt in ((SECRET, None), (SECRET, None), (SECRET, "x"), (ADMIN_SECRET, None), (ADMIN_SECRET, "x")):
+        body = {"prompt": "hi", "max_tokens": 1, "cache_salt": salt}
+        httpx.post(f"{guarded.url}/v1/completions", json=body, headers=bearer(key)).raise_for_status()
+    salts = [params.cache_salt for params in guarded.llm.seen]
+    assert salts[0] == salts[1]
+    assert len(set(salts)) == 4
+    assert None not in salts

@@ -97,6 +97,7 @@ def test_options_reach_the_engine_under_their_names(client: httpx.Client, llm: F
         "logprobs": 2,
         "prompt_logprobs": 1,
         "skip_special_tokens": False,
+        "priority": -3,
     }
     complete(client, **options, logit_bias={"5": -1})
     assert {name: getattr(llm.seen[0], name) for name in options} == options

@@ -20,7 +20,7 @@ from polyserve_proto.v1 import polyserve_pb2 as pb
 from polyserve_proto.v1.polyserve_pb2_grpc import PolyServeStub
 from support.checkpoints import make_checkpoint
 from support.live_server import LiveServer, events_of, wait_until
-from support.served_model import Served, served
+from support.served_model import Served, engine_of, served
 
 POLYSERVE = Path(sys.executable).with_name("polyserve")
 PATIENCE_S = 60.0
@@ -49,6 +49,19 @@ def test_both_protocols_give_the_same_tokens_and_the_same_numbers(running: Serve
     assert "".join(delta.text for delta in deltas) == choice["text"]
     values = [entry.logprob for delta in deltas for entry in delta.logprobs]
     assert values == choice["logprobs"]["token_logprobs"]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_both_protocols_give_the_same_vectors(running: Served, pooling: str) -> None:
+    texts = ["Die Hauptstadt von Deutschland", "北京"]
+    body = {"input": texts, "pooling": pooling, "dimensions": 10}
+    data = httpx.post(f"{running.url}/v1/embeddings", json=body, timeout=PATIENCE_S).json()["data"]
+    with grpc.insecure_channel(running.grpc_address) as channel:
+        inputs = [pb.EmbedInput(text=text) for text in texts]
+        request = pb.EmbedRequest(inputs=inputs, pooling=f"POOLING_{pooling.upper()}", dimensions=10)
+        answer = PolyServeStub(channel).Embed(request)
+    assert [list(one.values) for one in answer.embeddings] == [item["embedding"] for item in data]
+    assert data[0]["embedding"] != data[1]["embedding"]
 
 
 def test_a_salt_keeps_cached_prompts_apart_over_both_protocols(running: Served) -> None:
@@ -125,8 +138,7 @@ def test_a_stream_goes_on_over_the_death_of_the_engine(checkpoint: Path) -> None
             events = (line.removeprefix("data: ") for line in response.iter_lines() if line)
             for number, event in enumerate(events):
                 if number == 100:
-                    (engine,) = psutil.Process(server.process.pid).children()
-                    engine.kill()
+                    engine_of(server.process.pid).kill()
                 if event != "[DONE]":
                     (choice,) = json.loads(event)["choices"]
                     token_ids[choice["index"]] += choice["token_ids"]
@@ -143,6 +155,30 @@ def test_sigint_while_the_model_loads_ends_the_server_with_0(checkpoint: Path) -
     assert (process.returncode, output, errors) == (0, "", "")
 
 
+def test_sighup_reads_the_level_of_the_log_again(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    level = tmp_path / "level"
+    level.write_text("error\n")
+    with served(checkpoint, "--threads", "1", "--log-level-file", str(level)) as server:
+        engine = engine_of(server.process.pid)
+        capfd.readouterr()
+        seen: list[str] = []
+
+        def says(text: str) -> bool:
+            seen.append(capfd.readouterr().err)
+            return text in "".join(seen)
+
+        level.write_text("nonsense")
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: says("must hold one of debug, info, warning, error, got 'nonsense'"))
+        level.write_text("info")
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: says("reloaded at SIGHUP"))
+        engine.kill()
+        wait_until(lambda: says("engine: KV cache: "))
+
+
 def test_the_ready_line_comes_with_a_command_that_works(server: LiveServer) -> None:
     ready, attempt = server.announced.splitlines()
     assert ready == f"PolyServe is ready: fake at {server.url} (HTTP) and {server.grpc_address} (gRPC)"
@@ -150,8 +186,9 @@ def test_the_ready_line_comes_with_a_command_that_works(server: LiveServer) -> N
     assert result.stdout.endswith("data: [DONE]\n\n")
 
 
-def test_sigterm_ends_the_server_with_0_and_its_engine_too(running: Served) -> None:
-    (engine,) = psutil.Process(running.process.pid).children()
+def test_sigterm_ends_the_server_with_0_and_all_its_processes_too(running: Served) -> None:
+    children = psutil.Process(running.process.pid).children()
+    assert len(children) == 2  # the engine, and what renders chat templates
     running.process.send_signal(signal.SIGTERM)
     assert running.process.wait(10) == 0
-    assert not engine.is_running()
+    assert not any(child.is_running() for child in children)

@@ -68,6 +68,11 @@ def test_in_a_batch_of_32(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_in_steps_that_are_shortened_for_those_that_decode(dtype):
+    assert bits(run(make_engine(model(dtype), max_step_ms=0.001), requests_of_all_kinds())) == bits(alone(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_in_another_order_beside_sequences_that_come_and_go(dtype):
     engine = make_engine(model(dtype), max_num_seqs=11, max_num_batched_tokens=50)
     strangers = [make_request(f"s{number}", [number] * (1 + number), max_tokens=30) for number in range(20)]

@@ -59,6 +59,7 @@ def test_nothing_leaks_and_nothing_shared_is_written(name, overlaps):
         left.update(key for key, output in engine.last.items() if output.finish_reason == "error")
         live = {key: request for key, request in live.items() if _is_live(engine, request, left)}
     engine.drain()
+    left.update(key for key, output in engine.last.items() if output.finish_reason == "error")
 
     stats = engine.scheduler.stats
     assert (stats.num_running, stats.num_waiting, stats.num_free_blocks) == (0, 0, stats.num_blocks)

@@ -25,6 +25,26 @@ def test_a_long_prompt_is_computed_in_chunks_beside_a_sequence_that_decodes():
     assert chunks_of(engine.step()) == {0: (6, 1), 1: (20, 1)}
 
 
+def test_whoever_decodes_gets_a_token_in_every_step_though_a_long_prompt_goes_before():
+    engine = PaperEngine(max_num_batched_tokens=8)
+    engine.scheduler.add(a_request("short", [1, 2, 3]))
+    engine.step()
+    engine.scheduler.add(a_request("long", list(range(20)), priority=-1))
+    assert chunks_of(engine.step()) == {0: (3, 1), 1: (0, 7)}
+    assert chunks_of(engine.step()) == {0: (4, 1), 1: (7, 7)}
+
+
+def test_a_step_can_be_shortened_and_prompts_get_on_all_the_same():
+    engine = PaperEngine(max_num_batched_tokens=60, num_blocks=64, max_model_len=128)
+    engine.scheduler.add(a_request("short", [1, 2, 3]))
+    engine.step()
+    engine.scheduler.add(a_request("long", list(range(100))))
+    assert engine.scheduler.answering
+    assert chunks_of(engine.step(max_tokens=30)) == {0: (3, 1), 1: (0, 29)}
+    assert chunks_of(engine.step(max_tokens=1)) == {0: (4, 1), 1: (29, 17)}
+    assert chunks_of(engine.step(max_tokens=1000)) == {0: (5, 1), 1: (46, 54)}
+
+
 def test_a_step_never_computes_more_than_its_budget():
     engine = PaperEngine(max_num_batched_tokens=5)
     for number in range(12):
@@ -41,6 +61,27 @@ def test_requests_begin_in_the_order_they_came():
     while engine.scheduler.has_work:
         admitted += [new.seq_id for new in engine.step().admitted]
     assert admitted == list(range(10))
+
+
+def test_requests_of_a_lower_priority_begin_first():
+    engine = PaperEngine(max_num_seqs=1)
+    for number, priority in enumerate([0, 5, -1, 0, -1]):
+        engine.scheduler.add(a_request(f"r{number}", [number], max_tokens=2, priority=priority))
+    admitted = []
+    while engine.scheduler.has_work:
+        admitted += [new.seq_id for new in engine.step().admitted]
+    assert admitted == [2, 4, 0, 3, 1]
+
+
+def test_blocks_are_taken_from_the_highest_priority_before_the_youngest():
+    engine = PaperEngine(num_blocks=6, max_model_len=24)
+    engine.scheduler.add(a_request("unimportant", [1, 2, 3], max_tokens=20, priority=1))
+    engine.step()
+    engine.scheduler.add(a_request("important", [1, 2, 3], max_tokens=20))
+    while engine.last.get(("important", 0)) is None or engine.last["important", 0].finish_reason is None:
+        engine.step()
+    assert engine.scheduler.stats.num_preemptions >= 1
+    assert engine.last["unimportant", 0].finish_reason is None
 
 
 def test_a_prompt_begins_with_the_blocks_of_an_equal_one_and_computes_at_least_one_token():
@@ -283,15 +324,29 @@ def test_a_sequence_that_fails_ends_alone():
     assert (len(engine.tokens["good", 0]), engine.last["good", 0].finish_reason) == (3, "length")
 
 
-def test_a_step_that_cannot_be_computed_ends_its_sequences_and_nobody_elses():
+def test_after_a_step_that_cannot_be_computed_its_sequences_are_tried_one_by_one():
+    engine = PaperEngine(max_num_seqs=2)
+    requests = [a_request(name, [1, 2, 3, 4, 5], max_tokens=3) for name in ("a", "b", "waits")]
+    for request in requests:
+        engine.scheduler.add(request)
+    engine.fail_step()
+    assert not engine.last
+    assert chunks_of(engine.step()) == {0: (0, 5)}  # nothing of the failed step is taken for computed
+    assert chunks_of(engine.step()) == {1: (4, 1)}
+    assert chunks_of(engine.step()) == {0: (5, 1), 1: (5, 1)}
+    engine.drain()
+    assert engine.tokens == {(request.request_id, 0): answer_to(request, 0, 64) for request in requests}
+
+
+def test_what_cannot_be_computed_alone_is_ended_and_nobody_else():
     engine = PaperEngine(max_num_seqs=2)
     for name in ("a", "b", "waits"):
         engine.scheduler.add(a_request(name, [1, 2, 3, 4, 5], max_tokens=3))
     engine.fail_step()
-    assert {key: output.finish_reason for key, output in engine.last.items()} == {("a", 0): "error", ("b", 0): "error"}
+    engine.fail_step()
+    assert {key: output.finish_reason for key, output in engine.last.items()} == {("a", 0): "error"}
     engine.drain()
-    assert len(engine.tokens["waits", 0]) == 3
-    assert engine.last["waits", 0].num_cached_tokens == 0  # nothing of the failed step is taken for computed
+    assert [len(engine.tokens[name, 0]) for name in ("b", "waits")] == [3, 3]
 
 
 def test_the_statistics_count_prompts_that_were_looked_up():

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from polyserve.config import EngineConfig
-from polyserve.errors import EngineDead, InternalError, InvalidRequest, ModelLoadError
+from polyserve.errors import DeadlineExceeded, EngineDead, InternalError, InvalidRequest, ModelLoadError
 from polyserve.request import SequenceOutput, TokenLogprob
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.async_llm import AsyncLLM, ChoiceDelta, merged
@@ -109,6 +109,33 @@ def test_a_request_that_its_client_leaves_is_aborted_in_the_engine(leave: str) -
                 task.cancel()
             await asyncio.wait_for(until_idle(llm), 0.5)  # 900 tokens take longer
             assert text_of(await answer(llm, "r", list(b"de"), SamplingParams(max_tokens=2))) == "de"
+
+    run(test())
+
+
+def test_when_its_time_is_over_a_request_is_aborted_even_if_nobody_fetches_its_answer() -> None:
+    async def test() -> None:
+        async with fake_llm() as llm:
+            deltas = llm.generate("r", list(b"abc"), LONG, deadline=time.monotonic() + 0.1)
+            async with aclosing(deltas):
+                await anext(deltas)
+                await asyncio.sleep(0.15)
+                await asyncio.wait_for(until_idle(llm), 0.5)  # 900 tokens take longer
+                with pytest.raises(DeadlineExceeded):
+                    await anext(deltas)
+
+    run(test())
+
+
+def test_a_deadline_holds_while_there_is_no_engine() -> None:
+    async def test() -> None:
+        async with fake_llm() as llm:
+            os.kill(llm._engine.pid, signal.SIGSTOP)
+            deltas = llm.generate("r", list(b"abc"), LONG, deadline=time.monotonic() + 0.1)
+            with pytest.raises(DeadlineExceeded):
+                await anext(deltas)
+            os.kill(llm._engine.pid, signal.SIGCONT)
+            await asyncio.wait_for(until_idle(llm), 0.5)
 
     run(test())
 
@@ -311,5 +338,27 @@ def test_an_engine_that_is_still_loading_can_be_closed() -> None:
         loading.cancel()
         await engine.close()
         assert time.monotonic() - began < 1.0
+
+    run(test())
+
+
+def test_an_embedding_is_what_the_engine_pooled_at_unit_length() -> None:
+    async def test() -> None:
+        async with fake_llm() as llm:
+            assert await llm.embed("e", [3, 4], pooling="mean") == [0.6, 0.8]
+            with pytest.raises(InternalError, match="gave up"):
+                await llm.embed("e", [HOPELESS, 4], pooling="last")
+            with pytest.raises(InvalidRequest, match="at least one token"):
+                await llm.embed("e", [], pooling="last")
+
+    run(test())
+
+
+def test_an_embedding_that_nobody_waits_for_is_aborted() -> None:
+    async def test() -> None:
+        async with fake_llm() as llm:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(llm.embed("e", [3, 4], pooling="mean"), 0)
+            assert await llm.embed("e", [3, 4], pooling="mean") == [0.6, 0.8]
 
     run(test())

@@ -1,6 +1,7 @@
 """AsyncLLM with the real engine in its own process, against LLM with the same model in this one."""
 
 import asyncio
+import math
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from polyserve.config import EngineConfig
 from polyserve.errors import ModelLoadError
 from polyserve.llm import LLM
 from polyserve.output import RequestOutput
+from polyserve.pooling import Pooling
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.async_llm import AsyncLLM, ChoiceDelta
 from support.checkpoints import make_checkpoint
@@ -57,6 +59,23 @@ def test_streams_from_the_engine_process_are_what_llm_answers_in_this_one(tmp_pa
     streams = asyncio.run(served(config, PROMPTS, PARAMS))
     for deltas, output in zip(streams, outputs, strict=True):
         assert_equal(deltas, output)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_embeddings_from_the_engine_process_are_those_of_llm(tmp_path: Path, pooling: Pooling) -> None:
+    config = EngineConfig(model=str(make_checkpoint(tmp_path, "llama")), threads=1)
+
+    async def embedded() -> list[list[float]]:
+        llm = await AsyncLLM.start(config)
+        try:
+            prompts = [await llm.encode(prompt) for prompt in PROMPTS]
+            return await asyncio.gather(*(llm.embed(str(i), ids, pooling=pooling) for i, ids in enumerate(prompts)))
+        finally:
+            await llm.close()
+
+    vectors = LLM(config=config).embed(PROMPTS, pooling=pooling)
+    assert asyncio.run(embedded()) == vectors
+    assert [math.hypot(*vector) for vector in vectors] == pytest.approx([1.0] * len(PROMPTS))
 
 
 def test_a_damaged_checkpoint_ends_the_start_with_one_clear_line(tmp_path: Path) -> None:

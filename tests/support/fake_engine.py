@@ -3,6 +3,7 @@
 Choice c answers with the prompt, over and over, from the prompt's c-th token on. Some prompts and models are special:
     a prompt that begins with POISON kills the process in its first step, one that begins with ENDLESS never gets out of
     it, one that begins with HOPELESS is given up, one of more than MAX_PROMPT_LEN tokens is refused by `add`
+    what a request with pooling gets is its prompt, as numbers
     the model "damaged" cannot be loaded, "broken" fails while loading, "slow" takes a minute to load
 """
 
@@ -85,6 +86,9 @@ class FakeEngine:
         self._sequences = [s for s in self._sequences if (s.request.request_id, s.choice) not in ended]
         return outputs
 
+    def warm_up_grammars(self) -> None:
+        """It has none."""
+
     def stats(self) -> EngineStats:
         return EngineStats(len(self._sequences), 0, 0, 0, 0, 0, 0)
 
@@ -97,6 +101,9 @@ def _next_output(sequence: _Sequence) -> SequenceOutput:
         time.sleep(60)
     if request.prompt_ids[0] == HOPELESS:
         return SequenceOutput(request.request_id, sequence.choice, [], finish_reason="error", error="it gave up")
+    if request.pooling is not None:
+        pooled = [float(token_id) for token_id in request.prompt_ids]
+        return SequenceOutput(request.request_id, 0, [], finish_reason="length", pooled=pooled)
     token_id = request.prompt_ids[(len(sequence.answer) + sequence.choice) % len(request.prompt_ids)]
     sequence.answer.append(token_id)
     reason: FinishReason | None = "length" if len(sequence.answer) == params.max_tokens else None

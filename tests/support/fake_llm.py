@@ -1,24 +1,33 @@
 """AsyncLLM without an engine: the same attributes and calls, one token a byte, answers known beforehand.
 
 Choice c of a prompt answers REPLY from its (seed + c)-th byte on, round and round (no seed: 0), then </s>, after as
-many tokens as REPLY has. Log-probabilities are `logprob_of(token, position)`. What goes on can be disturbed:
+many tokens as REPLY has. Log-probabilities are `logprob_of(token, position)`, a prompt's
+embedding is `vector_of` it. What goes on can be disturbed:
     live            ids of requests that are being served        aborted     ids of those that were left before the end
     hold(n)         every request waits after n tokens           fail(n, e)  every request raises `e` after n tokens
     release()       they go on
-    die()           the engine is dead                           seen        params of every request, in order
+    die()           there is no engine any more                  seen        params of every request, in order
+    progressing     False: the engine is being started again     embedded    token ids and pooling of every vector
+    reply           what is answered instead of REPLY
 Made and used on one event loop; what a test reads or sets from another thread are plain attributes.
 """
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import cast
 
 from polyserve.api.frontend import Frontend
 from polyserve.api.limits import Limits
-from polyserve.errors import EngineDead
+from polyserve.api.store import Store
+from polyserve.engine.grammar import byte_tokenizer, compile_grammar
+from polyserve.errors import DeadlineExceeded, EngineDead
 from polyserve.output import SequenceText, prompt_logprob_entries
-from polyserve.request import SequenceOutput, TokenLogprob, check_request
+from polyserve.pooling import Pooling
+from polyserve.request import POOLED, SequenceOutput, TokenLogprob, check_request
 from polyserve.sampling_params import SamplingParams
+from polyserve.service.admission import Admission, AdmissionConfig, Ticket
 from polyserve.service.async_llm import AsyncLLM, ChoiceDelta
 from polyserve.service.messages import EngineStats
 from polyserve.tokenizer.base import SpecialIds, Tokenizer
@@ -29,6 +38,7 @@ VOCAB_SIZE = 258
 MAX_MODEL_LEN = 400
 MAX_LOGPROBS = 20
 NUM_CANDIDATES = 40
+MODEL_SIZE = 6
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role == 'user' and message.content == 'refuse me' %}{{ raise_exception('not this') }}{% endif %}"
@@ -73,12 +83,19 @@ class FakeLLM:
         self.max_logprobs = MAX_LOGPROBS
         self.dead = asyncio.Event()
         self.live: set[str] = set()
+        self.progressing = True
+        self.num_restarts = 0
+        self.admission = Admission(
+            AdmissionConfig(), max_num_seqs=64, vocab_size=VOCAB_SIZE, max_model_len=MAX_MODEL_LEN
+        )
         self.reset()
 
     def reset(self) -> None:
         """Forget what was seen and what was asked for."""
+        self.reply = REPLY
         self.aborted: list[str] = []
         self.seen: list[SamplingParams] = []
+        self.embedded: list[tuple[list[int], str]] = []
         self._hold_after: int | None = None
         self._failure: tuple[int, Exception] | None = None
 
@@ -114,9 +131,13 @@ class FakeLLM:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: list[dict[str, object]] | None = None,
     ) -> str:
         return self.tokenizer.render_chat(
-            messages, add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
         )
 
     def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
@@ -128,8 +149,19 @@ class FakeLLM:
             max_logprobs=self.max_logprobs,
         )
 
+    async def check_grammar(self, params: SamplingParams) -> None:
+        if params.grammar_field is not None:
+            compile_grammar(params, byte_tokenizer())
+
     async def generate(
-        self, request_id: str, prompt_ids: Sequence[int], params: SamplingParams
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        shown_ids: frozenset[int] = frozenset(),
+        ticket: Ticket | None = None,
+        deadline: float = math.inf,
     ) -> AsyncGenerator[ChoiceDelta, None]:
         self.check(prompt_ids, params)
         if self.dead.is_set():
@@ -140,9 +172,9 @@ class FakeLLM:
         position = 0
         try:
             while texts:
-                await self._disturb(position)
+                await self._disturb(position, deadline)
                 for choice in sorted(texts, reverse=True):  # their order is nothing to rely on
-                    output = next_output(request_id, choice, position, prompt_ids, params)
+                    output = next_output(request_id, choice, position, prompt_ids, params, reply=self.reply.encode())
                     delta = texts[choice].push(output)
                     if delta.finish_reason is not None:
                         del texts[choice]
@@ -163,22 +195,45 @@ class FakeLLM:
             if texts:
                 self.aborted.append(request_id)
 
-    async def _disturb(self, position: int) -> None:
+    async def embed(
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        *,
+        pooling: Pooling,
+        ticket: Ticket | None = None,
+        deadline: float = math.inf,
+    ) -> list[float]:
+        self.check(prompt_ids, POOLED)
+        self.embedded.append((list(prompt_ids), pooling))
+        self.live.add(request_id)
+        ended = False
+        try:
+            await self._disturb(0, deadline)
+            ended = True
+        finally:
+            self.live.discard(request_id)
+            if not ended:
+                self.aborted.append(request_id)
+        return vector_of(prompt_ids, pooling)
+
+    async def _disturb(self, position: int, deadline: float) -> None:
         """Whatever the test asked to happen before the token at this position."""
         await asyncio.sleep(0)
         if self._failure is not None and position == self._failure[0]:
             raise self._failure[1]
         while not self.dead.is_set() and position == self._hold_after:
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded("the time is over")
             await asyncio.sleep(0.002)
         if self.dead.is_set():
             raise await self.wait_dead()
 
 
 def next_output(
-    request_id: str, choice: int, position: int, prompt_ids: Sequence[int], params: SamplingParams
+    request_id: str, choice: int, position: int, prompt_ids: Sequence[int], params: SamplingParams, *, reply: bytes
 ) -> SequenceOutput:
     """What the engine sends for the answer's token at `position`."""
-    reply = REPLY.encode()
     ended = position == len(reply) and not params.ignore_eos
     token_id = EOS if position == len(reply) else reply[(position + (params.seed or 0) + choice) % len(reply)]
     stops = ended or token_id in params.stop_token_ids
@@ -201,6 +256,11 @@ def next_output(
     )
 
 
+def vector_of(prompt_ids: Sequence[int], pooling: Pooling) -> list[float]:
+    """MODEL_SIZE numbers, the first of which grows with the prompt."""
+    return [len(prompt_ids), 1.0 if pooling == "mean" else 2.0, *[0.5 + prompt_ids[-1]] * (MODEL_SIZE - 2)]
+
+
 def logprob_of(token_id: int, position: int) -> float:
     """No two of the candidates at a position are equal."""
     return -(1 + (token_id * 7 + position * 3) % 41) / 16
@@ -213,6 +273,18 @@ def scores(token_id: int, position: int, num_top: int) -> TokenLogprob:
     return TokenLogprob(token_id, logprob_of(token_id, position), ranked, [logprob_of(t, position) for t in ranked])
 
 
-def fake_frontend(llm: FakeLLM | None = None, *, limits: Limits | None = None) -> Frontend:
+def fake_frontend(
+    llm: FakeLLM | None = None,
+    *,
+    limits: Limits | None = None,
+    request_timeout_s: float = math.inf,
+    store: Store | None = None,
+) -> Frontend:
     """A Frontend in front of a FakeLLM."""
-    return Frontend(cast(AsyncLLM, llm or FakeLLM()), model_names=("fake", "org/alias"), limits=limits)
+    return Frontend(
+        cast(AsyncLLM, llm or FakeLLM()),
+        model_names=("fake", "org/alias"),
+        limits=limits,
+        request_timeout_s=request_timeout_s,
+        store=store,
+    )

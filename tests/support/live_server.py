@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import uvloop
@@ -14,11 +16,14 @@ from polyserve.api.frontend import Frontend
 from polyserve.api.ports import listen
 from polyserve.api.protection import Protection
 from polyserve.api.server import serve
+from polyserve.api.stop import Stop
+from polyserve.api.store import Store
 from support.fake_llm import FakeLLM, fake_frontend
 
 HOST = "127.0.0.1"
-TIMEOUT_S = 10.0
-GRACE_S = 0.2
+TIMEOUT_S = 60.0  # of what happens soon: longer than a busy machine makes it
+DRAIN_TIMEOUT_S = 0.5
+STORE_LIMIT = 5  # completions of a tenant
 
 
 class LiveServer:
@@ -30,8 +35,18 @@ class LiveServer:
     grpc_address: str
     announced: str
 
-    def __init__(self, make_llm: Callable[[], FakeLLM], protection: Protection) -> None:
+    def __init__(
+        self,
+        make_llm: Callable[[], FakeLLM],
+        protection: Protection,
+        drain_timeout_s: float,
+        request_timeout_s: float,
+        store_path: Path | None,
+    ) -> None:
+        self._drain_timeout_s = drain_timeout_s
+        self._request_timeout_s = request_timeout_s
         self._make_llm = make_llm
+        self._store_path = store_path
         self._protection = protection
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -47,11 +62,19 @@ class LiveServer:
         self.join()
 
     def ask_to_stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
+        self._loop.call_soon_threadsafe(self._stop.ask)
 
     def release(self) -> None:
         """Let requests go on that were held."""
         self._loop.call_soon_threadsafe(self.llm.release)
+
+    def num_tasks(self) -> int:
+        """Of the server's loop."""
+
+        async def count() -> int:
+            return len(asyncio.all_tasks()) - 1
+
+        return asyncio.run_coroutine_threadsafe(count(), self._loop).result(TIMEOUT_S)
 
     def join(self) -> None:
         self._thread.join(TIMEOUT_S)
@@ -66,9 +89,14 @@ class LiveServer:
 
     async def _serve(self) -> int:
         self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
+        self._stop = Stop()
         self.llm = self._make_llm()
-        self.frontend = fake_frontend(self.llm, limits=self._protection.limits)
+        store = None
+        if self._store_path is not None:
+            store = await Store.open(self._store_path, limit=STORE_LIMIT)
+        self.frontend = fake_frontend(
+            self.llm, limits=self._protection.limits, request_timeout_s=self._request_timeout_s, store=store
+        )
         with listen(HOST, 0) as http_socket, listen(HOST, 0) as grpc_socket:
             self.url = f"http://{HOST}:{http_socket.getsockname()[1]}"
             self.grpc_address = f"{HOST}:{grpc_socket.getsockname()[1]}"
@@ -79,8 +107,9 @@ class LiveServer:
                 self._stop,
                 host=HOST,
                 announce=self._announce,
-                grace_s=GRACE_S,
+                drain_timeout_s=self._drain_timeout_s,
                 protection=self._protection,
+                access_log=True,
             )
 
     def _announce(self, text: str) -> None:
@@ -90,10 +119,15 @@ class LiveServer:
 
 @contextmanager
 def live_server(
-    make_llm: Callable[[], FakeLLM] = FakeLLM, *, protection: Protection | None = None
+    make_llm: Callable[[], FakeLLM] = FakeLLM,
+    *,
+    protection: Protection | None = None,
+    drain_timeout_s: float = DRAIN_TIMEOUT_S,
+    request_timeout_s: float = math.inf,
+    store_path: Path | None = None,
 ) -> Iterator[LiveServer]:
     """A server for as long as the block runs."""
-    server = LiveServer(make_llm, protection or Protection())
+    server = LiveServer(make_llm, protection or Protection(), drain_timeout_s, request_timeout_s, store_path)
     server.start()
     try:
         yield server

@@ -155,9 +155,14 @@ class PaperEngine:
         self.overlaps = overlaps
         self.under_way: tuple[Step, StepResult] | None = None
 
-    def step(self, failing: frozenset[int] = frozenset(), meanwhile: Callable[[], None] | None = None) -> Step:
+    def step(
+        self,
+        failing: frozenset[int] = frozenset(),
+        meanwhile: Callable[[], None] | None = None,
+        max_tokens: int | None = None,
+    ) -> Step:
         """One step; `meanwhile` is called while it is computed."""
-        step = self.begin()
+        step = self.begin(max_tokens)
         result = self.runner.run(step, failing)
         if meanwhile is not None:
             meanwhile()
@@ -174,9 +179,9 @@ class PaperEngine:
         if under_way is not None:
             self.take(self.scheduler.update(*under_way))
 
-    def begin(self) -> Step:
+    def begin(self, max_tokens: int | None = None) -> Step:
         """Schedule a step, tell the runner, and count: a block's holders are the sequences that have it."""
-        step = self.scheduler.schedule()
+        step = self.scheduler.schedule(max_tokens)
         if not step.chunks:
             return step  # the runner is not told of it
         self.runner.learn(step)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 STOP_TIMEOUT_S = 20
 
 
@@ -16,6 +18,12 @@ class Served:
     url: str
     grpc_address: str
     process: subprocess.Popen[str]
+
+
+def engine_of(front: int) -> psutil.Process:
+    """The engine process of a front; chat templates are rendered in another child."""
+    (engine,) = (child for child in psutil.Process(front).children() if "core_process" in " ".join(child.cmdline()))
+    return engine
 
 
 @contextmanager
@@ -32,4 +40,8 @@ def served(model: Path | str, *flags: str) -> Iterator[Served]:
             yield Served(addresses[1], addresses[2], process)
         finally:
             process.terminate()
-            process.wait(STOP_TIMEOUT_S)
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()  # else leaving the block would wait for ever
+                raise

@@ -1,6 +1,7 @@
 """Fine-tuning learns answers alone, behind the very ids that the server puts before them, with their end."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from polyserve.tokenizer.load import load_tokenizer
 from polyserve_training.data.chat_rows import Answer, answers_of, open_conversations
 from polyserve_training.data.conversations import Conversation, read_conversations
 from polyserve_training.data.packing import IGNORED
+from polyserve_training.run_log import read_log
+from support.checkpoints import make_checkpoint
 from support.training_runs import write_recipe
 
 QUESTION = {"role": "user", "content": "Wo liegt Berlin?\nSag es kurz."}
@@ -38,6 +41,14 @@ def tokenizers(tokenizer_folder, tmp_path_factory) -> dict[str, Tokenizer]:
 def write(path: Path, *objects: object) -> Path:
     path.write_text("".join(json.dumps(fields) + "\n" for fields in objects))
     return path
+
+
+def chat_arguments(tmp_path: Path, tokenizer: Path, data: Path, chats: Path) -> list[str]:
+    """`polyserve train` on these conversations, a row a step."""
+    recipe = write_recipe(tmp_path, tokenizer=tokenizer, data=data)
+    chat = f"chat={{sources: {{own: {chats}}}, template: polylm-chat}}"
+    stages = "stages=[{name: sft, steps: 40}]"
+    return [str(recipe), "data=null", chat, stages, "block=1", "batch={rows: 1, context: 200}"]
 
 
 def ids(sample: Answer) -> tuple[list[int], list[int]]:
@@ -146,6 +157,39 @@ def test_samples_that_are_too_long_for_any_row_are_an_error_that_says_so(tokeniz
         open_conversations(path, tokenizers["polylm-chat"], context=5, seed=0)
 
 
+def test_a_stop_token_that_the_served_model_does_not_know_is_named_before_anything_is_computed(
+    tmp_path, tokenizer_folder, data_folder, capsys
+):
+    model = tmp_path / "other"
+    make_checkpoint(model, "llama")
+    config = json.loads((model / "config.json").read_text()) | {"vocab_size": 600, "eos_token_id": 7}
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "generation_config.json").unlink(missing_ok=True)
+    path = write(tmp_path / "de.jsonl", {"messages": MESSAGES})
+    arguments = chat_arguments(tmp_path, tokenizer_folder, data_folder, path)
+    arguments += [f"model={{path: {model}}}", "batch.context=120"]
+    assert main(["train", *arguments]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "chat: answers of own/de end with token 2, at which the model would not stop: its eos_token_id is 7" in line
+    (model / "generation_config.json").write_text('{"eos_token_id": [7, 2]}')  # what a server goes by
+    assert main(["train", *arguments, "--check"]) == 0
+
+
+def test_validation_counts_answers_alone_and_their_ends_by_themselves(tmp_path, tokenizer_folder, data_folder, capsys):
+    path = write(tmp_path / "de.jsonl", {"messages": MESSAGES})
+    arguments = chat_arguments(tmp_path, tokenizer_folder, data_folder, path)
+    validation = f"validation={{sources: {{held: {path}}}, every: 1}}"
+    assert main(["train", *arguments, "optimizer.lr=5e-3", validation]) == 0
+    judged = [line["validation"]["held/de"] for line in read_log(tmp_path / "run") if "validation" in line]
+    tokenizer = load_tokenizer(tokenizer_folder, chat_template="polylm-chat")
+    samples = answers_of(conversation(MESSAGES), tokenizer)
+    assert judged[0]["tokens"] == sum(len(sample.answer_ids) for sample in samples)
+    answer_bytes = sum(len(message["content"].encode()) for message in MESSAGES if message["role"] == "assistant")
+    bits = judged[0]["loss"] / math.log(2) * judged[0]["tokens"] / answer_bytes
+    assert judged[0]["bits_per_byte"] == pytest.approx(bits)
+    assert judged[-1]["stop_loss"] < judged[0]["stop_loss"] / 2
+
+
 def test_a_model_learns_to_answer_and_to_stop_and_is_served_with_its_template(
     tmp_path, tokenizer_folder, data_folder, capsys
 ):
@@ -154,11 +198,8 @@ def test_a_model_learns_to_answer_and_to_stop_and_is_served_with_its_template(
         {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in pairs.items()
     ]
     write(tmp_path / "chats.jsonl", *chats)
-    recipe = write_recipe(tmp_path, tokenizer=tokenizer_folder, data=data_folder)
-    chat = f"chat={{sources: {{own: {tmp_path / 'chats.jsonl'}}}, template: polylm-chat}}"
-    stages = "stages=[{name: sft, steps: 120}]"
-    arguments = [str(recipe), "data=null", chat, stages, "block=1", "batch={rows: 1, context: 200}"]
-    assert main(["train", *arguments, "optimizer.lr=5e-3", "checkpoints.every=100"]) == 0
+    arguments = chat_arguments(tmp_path, tokenizer_folder, data_folder, tmp_path / "chats.jsonl")
+    assert main(["train", *arguments, "stages.0.steps=120", "optimizer.lr=5e-3", "checkpoints.every=100"]) == 0
     assert main(["convert", str(tmp_path / "run"), str(tmp_path / "model")]) == 0
     llm = LLM(str(tmp_path / "model"))
     for question, answer in pairs.items():

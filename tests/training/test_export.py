@@ -16,7 +16,9 @@ from polyserve.model.weights.load import load_model
 from polyserve.sampling_params import SamplingParams
 from polyserve.tokenizer.load import load_tokenizer
 from polyserve_training import export
+from polyserve_training.config import TokenizeOptions
 from polyserve_training.data.packing import Packed
+from polyserve_training.data.tokenize import tokenize
 from polyserve_training.export import convert, load_run
 from polyserve_training.pretrain import train
 from polyserve_training.trainer import token_losses
@@ -76,6 +78,27 @@ def test_transformers_gives_the_logits_of_what_was_trained(family, tmp_path, tok
     ours = packed_logits(load_run(Path(recipe.run), dtype="float32").model, sequences)
     for mine, plain, truth in zip(ours, eager, exact, strict=True):
         assert_as_good_as_torch(mine, plain, truth.double())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bloom", "llama", "gemma3"])
+def test_a_folder_from_elsewhere_trains_a_step_and_goes_back(family, tmp_path, texts_folder):
+    source = make_checkpoint(tmp_path / "source", family)
+    tokenize([texts_folder], source, tmp_path / "tokens", TokenizeOptions())
+    recipe = small_recipe(
+        tmp_path, f"model={{path: {source}}}", "stages=[{name: one, steps: 1}]", "schedule.warmup_steps=0",
+        "compute.dtype=float32", tokenizer=source, data=tmp_path / "tokens",
+    )  # fmt: skip
+    train(recipe)
+    out = convert(recipe.run, tmp_path / "out", step=None, dtype="float32")
+    before, after = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in (source, out))
+    sequences = random_ids(30, 7)
+    exact = reference_logits(after.double().eval(), sequences)
+    eager = reference_logits(after.float(), sequences)
+    ours = packed_logits(load_model(out, dtype=torch.float32), sequences)
+    untrained = reference_logits(before.eval(), sequences)
+    for mine, plain, truth, first in zip(ours, eager, exact, untrained, strict=True):
+        assert_as_good_as_torch(mine, plain, truth.double())
+        assert (plain - first).abs().max() > 1e-3
 
 
 def test_large_models_go_out_in_shards(run, tmp_path, monkeypatch):

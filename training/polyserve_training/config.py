@@ -258,7 +258,7 @@ class CheckpointRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationRecipe:
-    """Loss by language on the first rows of data sets that are not trained on."""
+    """Loss by language on the first rows of what is not trained on: data sets, or conversations as in ChatRecipe."""
 
     sources: dict[str, str]
     every: int = 100  # steps; and after the last
@@ -311,6 +311,7 @@ class Recipe:
     validation: ValidationRecipe | None = None
     compute: ComputeRecipe = ComputeRecipe()
     parallel: ParallelRecipe = ParallelRecipe()
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()  # who draws the run besides `polyserve train report`
     seed: int = 0
 
     def __post_init__(self) -> None:

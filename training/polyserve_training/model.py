@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def describe(recipe: Recipe, tokenizer: Tokenizer) -> Described:
         path = resolve(recipe.model.path) / "config.json"
         if not path.is_file():
             raise TrainingError(f"model.path: {recipe.model.path}: only folders with a config.json can be trained")
-        hf_config = json.loads(path.read_text(encoding="utf-8"))
+        hf_config = json.loads(path.read_text(encoding="utf-8")) | _generation(path.parent)
     family = FAMILIES.get(str(hf_config.get("model_type")))
     if family is None:
         raise TrainingError(f"model.path: model type {hf_config.get('model_type')!r} is not supported")
@@ -66,6 +67,13 @@ def describe(recipe: Recipe, tokenizer: Tokenizer) -> Described:
             f"batch.context: {recipe.batch.context} is more than the model's {config.max_len} positions"
         )
     return Described(hf_config, config)
+
+
+def _generation(folder: Path) -> dict[str, Any]:
+    """Which tokens end an answer, where a folder says it beside its config.json, as a server would see it."""
+    path = folder / "generation_config.json"
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {"eos_token_id": values["eos_token_id"]} if values.get("eos_token_id") is not None else {}
 
 
 def hf_config_of(model: ModelRecipe, tokenizer: Tokenizer, *, context: int) -> dict[str, Any]:
@@ -135,6 +143,9 @@ def build(recipe: Recipe, described: Described, device: torch.device, processes:
                 setattr(whole.get_submodule(owner), leaf, nn.Parameter(first_weight(name).to(device)))
         model = whole.to(device)
     make_trainable(model)
+    if processes.tensor > 1:
+        assert processes.mesh is not None
+        connect(model, processes.mesh["tensor"])
     if recipe.compute.recompute:
         recompute_layers(model)
     return model
@@ -154,9 +165,6 @@ def _part_of(
     for name, parameter in model.named_parameters():
         values = placement_of(name, parameter, model, processes).of(first_weight(name).detach())
         local(parameter.detach()).copy_(values)
-    if processes.tensor > 1:
-        assert processes.mesh is not None
-        connect(model, processes.mesh["tensor"])
     return model
 
 

@@ -28,18 +28,20 @@ from polyserve_kernels.dispatch import numerics_id, use_backend
 from polyserve_training.checkpoint import Checkpoints, digest, read_meta, restore
 from polyserve_training.config import Recipe
 from polyserve_training.curriculum import Curriculum
-from polyserve_training.data.packing import TextRows
+from polyserve_training.dashboards import check_dashboards, open_dashboards
+from polyserve_training.data.packing import RowSource
 from polyserve_training.model import Described, build, describe, flops_per_token
 from polyserve_training.parallel import ALONE, Processes, join
 from polyserve_training.recipe import as_values
 from polyserve_training.run_log import Done, RunLog
-from polyserve_training.sources import open_sources, open_texts
+from polyserve_training.sources import check_stops, open_sources, open_validation
+from polyserve_training.tensor_parallel import share_of
 from polyserve_training.trainer import StepResult, Trainer
 from polyserve_training.validation import validate
 
 _log = get_logger("polyserve.training")
 # What may be different when a run goes on. Those of the second row change bits, though not what is learned: it is said
-_MAY_CHANGE = ("run", "checkpoints", "validation", "compute.peak_tflops")
+_MAY_CHANGE = ("run", "checkpoints", "validation", "log", "compute.peak_tflops")
 _CHANGE_BITS = (
     "compute.device",
     "compute.backend",
@@ -56,7 +58,7 @@ class Prepared:
 
     recipe: Recipe
     described: Described
-    validation: dict[str, TextRows]
+    validation: dict[str, RowSource]
     chat_template: str | None  # its source, where conversations are learned from
     curriculum: Curriculum
     device: torch.device
@@ -114,6 +116,7 @@ def _open_log(prepared: Prepared, first: int) -> RunLog:
         first=first,
         flops_per_token=flops_per_token(prepared.described.config, context=recipe.batch.context),
         peak_tflops=recipe.compute.peak_tflops,
+        dashboards=open_dashboards(recipe.log, Path(recipe.run), first=first, recipe=as_values(recipe)),
     )
 
 
@@ -127,18 +130,17 @@ def prepare(recipe: Recipe, processes: Processes = ALONE) -> Prepared:
             use_backend(recipe.compute.backend)
         except ValueError as error:
             raise TrainingError(f"compute.backend: {error}") from error
+    check_dashboards(recipe.log)
     folder = Path(recipe.tokenizer)
     tokenizer = load_tokenizer(folder, chat_template=recipe.chat.template if recipe.chat is not None else None)
     if tokenizer.eos_id is None:
         raise TrainingError(f"tokenizer: {folder} has no end-of-text token")
     described = describe(recipe, tokenizer)
+    share_of(described.config, recipe.parallel.tensor)  # which there must be
     sha256 = tokenizer_sha256(folder)
     sources = open_sources(recipe, tokenizer, tokenizer_sha256=sha256)
-    validation: dict[str, TextRows] = {}
-    if recipe.validation is not None:
-        validation, _ = open_texts(
-            recipe.validation.sources, verify="full", context=recipe.batch.context, tokenizer_sha256=sha256
-        )
+    check_stops(sources.streams, described.config.eos_ids)
+    validation = open_validation(recipe, tokenizer, tokenizer_sha256=sha256)
     template = tokenizer.chat_template.source if recipe.chat is not None and tokenizer.chat_template else None
     identity = {
         "recipe": as_values(recipe),
@@ -202,7 +204,11 @@ class _Run:
         if self.log is not None:
             self.log.flush()
         found = validate(self.trainer.model, self.prepared.validation, rows=rows, processes=self.processes)
-        each = ", ".join(f"{name} {x.loss:.3f} ({x.bits_per_byte:.3f} bits/byte)" for name, x in found.items())
+        each = ", ".join(
+            f"{name} {x.loss:.3f} ({x.bits_per_byte:.3f} bits/byte"
+            f"{'' if x.stop_loss is None else f', ends of answers {x.stop_loss:.3f}'})"
+            for name, x in found.items()
+        )
         _log.info("validation after step %d: %s", number, each)
         if self.log is not None:
             self.log.write({"step": number, "validation": {name: asdict(loss) for name, loss in found.items()}})

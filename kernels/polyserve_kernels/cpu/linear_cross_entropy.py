@@ -31,17 +31,17 @@ def _backward(
     dtype = torch.bfloat16 if hidden.dtype == torch.bfloat16 else torch.float32
     d_hidden = hidden.new_zeros(hidden.shape, dtype=torch.float32) if needed[0] else None
     d_weight = weight.new_empty(weight.shape, dtype=grad_dtype_of(weight)) if needed[1] else None
-    turned = [hidden[rows].t().to(dtype).contiguous() for rows in chunks(len(hidden), ROWS)]
     for ids in chunks(len(weight), IDS):
         tile = weight[ids]
         turned_tile = tile.t().to(dtype).contiguous()
         d_tile = tile.new_zeros(tile.shape, dtype=torch.float32)
-        for rows, turned_hidden in zip(chunks(len(hidden), ROWS), turned, strict=True):
+        for rows in chunks(len(hidden), ROWS):
             logits = multiply(tile, hidden[rows], None, out_dtype=torch.float32)
             d_logits = _to_gradients(logits, targets[rows] - ids.start, slopes.of(rows), soft_cap).to(dtype)
             if d_hidden is not None:
                 d_hidden[rows] += multiply(d_logits.t().contiguous(), turned_tile, None, out_dtype=torch.float32)
             if d_weight is not None:
+                turned_hidden = hidden[rows].t().to(dtype).contiguous()  # anew: kept, it would be all of hidden again
                 d_tile += multiply(d_logits, turned_hidden, None, out_dtype=torch.float32)
         if d_weight is not None:
             d_weight[ids] = d_tile

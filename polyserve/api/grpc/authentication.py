@@ -6,8 +6,9 @@ from typing import Any
 import grpc
 
 from polyserve.api.access import Access, rpc_access
+from polyserve.api.grpc.errors import abort
 from polyserve.api.keys import KeyRing
-from polyserve.errors import PolyServeError, status_of
+from polyserve.errors import PolyServeError
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
@@ -35,7 +36,12 @@ class Authentication(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc 
 
 def authorization_of(metadata: Metadata) -> str | None:
     """The call's `authorization`, which HTTP has as a header."""
-    value = next((value for name, value in metadata if name == "authorization"), None)
+    return metadata_value(metadata, "authorization")
+
+
+def metadata_value(metadata: Metadata, name: str) -> str | None:
+    """The first value of that name."""
+    value = next((value for other, value in metadata if other == name), None)
     return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
@@ -43,6 +49,6 @@ def _refusal(error: PolyServeError) -> grpc.RpcMethodHandler:
     """A handler that reads nothing of the call, whatever its kind, and ends it."""
 
     async def refuse(_: Any, context: grpc.aio.ServicerContext) -> None:
-        await context.abort(grpc.StatusCode[status_of(error).grpc], error.message)
+        await abort(context, error)
 
     return grpc.stream_stream_rpc_method_handler(refuse)

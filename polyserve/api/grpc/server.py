@@ -39,12 +39,16 @@ class GrpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         await self._server.start()
+        await self.set_ready(True)
+
+    async def set_ready(self, ready: bool) -> None:
+        """What the health service says from now on, of the server and of its service."""
+        answer = health_pb2.HealthCheckResponse
         for service in ("", SERVICE):
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+            await self._health.set(service, answer.SERVING if ready else answer.NOT_SERVING)
 
     async def stop(self, grace_s: float) -> None:
-        """Say so, take no more calls, and give those that run some time."""
-        await self._health.enter_graceful_shutdown()
+        """Take no more calls, and give those that run some time."""
         await self._server.stop(grace_s)
 
 

@@ -17,6 +17,7 @@ from polyserve.api.frontend import Admitted, Frontend, Usage
 from polyserve.api.http.answers import Completion, answers
 from polyserve.api.http.authentication import tenant_of
 from polyserve.api.http.body import JsonRoute, json_response
+from polyserve.api.http.deadline import timeout_of
 from polyserve.api.http.envelope import ending, envelope, usage_object
 from polyserve.api.http.events import Chunks, EventStream, while_connected
 from polyserve.api.http.logprobs import LegacyLogprobs, LegacyWriter, num_characters, prompt_logprobs
@@ -37,7 +38,13 @@ def completions_router(frontend: Frontend) -> APIRouter:
         shown = body.usage_chunks()
         request_id = f"cmpl-{uuid.uuid4().hex}"
         admitted = await frontend.admit_prompts(
-            request_id, body.prompt, body.options(), echo=bool(body.echo), tenant=tenant_of(request)
+            request_id,
+            body.prompt,
+            body.options(),
+            echo=bool(body.echo),
+            renamed=body.renamed(),
+            tenant=tenant_of(request),
+            timeout_s=timeout_of(request),
         )
         answer = _Answer(frontend, body, admitted)
         if body.stream:

@@ -9,6 +9,7 @@ Source   https://github.com/huggingface/safetensors#format
 import json
 import mmap
 import sys
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ DTYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
+MAX_ELEMENTS = 2**62
 # Python has the name from 3.13 on; the number is that of Linux.
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
@@ -54,6 +56,8 @@ class SafetensorsFile:
             raise ModelLoadError(f"{self._path}: tensor {name} is {entry['dtype']}, which is not supported")
         begin, end = entry["data_offsets"]
         if begin == end:
+            if prod(size or 1 for size in entry["shape"]) > MAX_ELEMENTS:  # no stride could count it
+                raise ModelLoadError(f"{self._path}: tensor {name} has the impossible shape {entry['shape']}")
             return torch.empty(entry["shape"], dtype=dtype)
         bytes_of_it = torch.frombuffer(self._map, dtype=torch.uint8, count=end - begin, offset=self._data + begin)
         return bytes_of_it.view(dtype).view(entry["shape"])

@@ -37,6 +37,7 @@ class Answer:
 
     prompt_ids: list[int]
     answer_ids: list[int]  # the last one ends the answer
+    num_bytes: int  # of the answer
 
     @property
     def num_inputs(self) -> int:
@@ -62,6 +63,16 @@ class ChatRows:
     @property
     def num_rows(self) -> int:
         return len(self.rows)
+
+    @property
+    def tokens_per_byte(self) -> float:
+        samples = [sample for row in self.rows for sample in row]
+        return sum(len(x.answer_ids) for x in samples) / max(sum(x.num_bytes for x in samples), 1)
+
+    @property
+    def stop_ids(self) -> set[int]:
+        """The tokens that end answers."""
+        return {sample.answer_ids[-1] for row in self.rows for sample in row}
 
     def row(self, number: int) -> Packed:
         return pack([sample.packed() for sample in self.rows[number]])
@@ -113,7 +124,8 @@ def answers_of(conversation: Conversation, tokenizer: Tokenizer) -> list[Answer]
             )
         if not prompt_ids:
             raise TrainingError(f"{conversation.where}: the prompt of answer {number} is empty")
-        samples.append(Answer(prompt_ids, _answer_ids(whole[len(prompt) :], content, tokenizer, conversation.where)))
+        answer_ids = _answer_ids(whole[len(prompt) :], content, tokenizer, conversation.where)
+        samples.append(Answer(prompt_ids, answer_ids, len(content.encode())))
     return samples
 
 

@@ -42,6 +42,9 @@ class RowSource(Protocol):
     @property
     def num_rows(self) -> int: ...
 
+    @property
+    def tokens_per_byte(self) -> float: ...  # of the text that is learned, which makes losses comparable
+
     def row(self, number: int) -> Packed: ...
 
 
@@ -60,6 +63,10 @@ class TextRows:
     def num_rows(self) -> int:
         """The last one may be shorter."""
         return -(-(self.num_tokens - 1) // self.context)
+
+    @property
+    def tokens_per_byte(self) -> float:
+        return self.num_tokens / self.stream.entry.num_bytes
 
     def row(self, number: int) -> Packed:
         start = number * self.context
