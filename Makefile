@@ -109,11 +109,14 @@ SANITIZED_SETS := avx2 avx512 avx512bf16
 sanitize: $(VENV)/.dev  ## run the C++ kernels' tests with g++'s address and undefined-behaviour sanitizers: half an hour
 	@rm -rf $(SANITIZED)
 	@$(BIN)/python setup.py -q build_ext --sanitize --build-lib $(SANITIZED) --build-temp $(SANITIZED)
-	@for set in $(SANITIZED_SETS); do \
+	@export ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	  POLYSERVE_CPU_LIBRARY="$$(echo $(SANITIZED)/polyserve_kernels/cpu/_native*.so)"; \
+	sets=$$($(BIN)/python -c "from polyserve_kernels.cpu.library import library as c; \
+	  print(*(s for s in '$(SANITIZED_SETS)'.split() if c().ps_choose(s.encode())))") || exit 1; \
+	for set in $$sets; do \
 	  echo "== $$set"; \
-	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  POLYSERVE_CPU_LIBRARY="$$(echo $(SANITIZED)/polyserve_kernels/cpu/_native*.so)" POLYSERVE_CPU_ISA=$$set \
-	  $(BIN)/python -m pytest -q -s -n 0 -m "not slow" -k "not triton and not reference" $(SANITIZED_TESTS) || exit 1; \
+	  POLYSERVE_CPU_ISA=$$set $(BIN)/python -m pytest -q -s -n 0 -m "not slow" -k "not triton and not reference" \
+	    $(SANITIZED_TESTS) || exit 1; \
 	done
 
 bench: $(VENV)/.serve  ## measure MODEL with 1, 8 and 32 streams
