@@ -62,10 +62,11 @@ def check_schemas(llm: LLM, numbers: range, num_answers: int) -> dict[str, str]:
         for number in numbers
     }
     texts, refused = check_all(llm, asked)
+    wrong = []
     for number, answers in texts.items():
         validator = jsonschema.Draft202012Validator(schema(int(number)), format_checker=jsonschema.FormatChecker())
-        for text in answers:
-            validator.validate(json.loads(text))
+        wrong += [(number, text) for text in answers if not validator.is_valid(json.loads(text))]
+    assert not wrong
     for number, why in refused.items():
         assert any(words in why for words in UNSUPPORTED), f"schema {number}: {why}"
     return refused

@@ -54,8 +54,8 @@ def _integer(rng: random.Random, depth: int, skill: int) -> dict[str, Any]:
 
 
 def _number(rng: random.Random, depth: int, skill: int) -> dict[str, Any]:
-    """Hundredths: a small model writes the digits of a number without a last one until it is cut off."""
-    return {"type": "number", "minimum": rng.choice([-1, 0]), "maximum": rng.choice([1, 99]), "multipleOf": 0.01}
+    """Quarters: a small model writes the digits of a number without a last one until it is cut off."""
+    return {"type": "number", "minimum": rng.choice([-1, 0]), "maximum": rng.choice([1, 99]), "multipleOf": 0.25}
 
 
 def _multiple(rng: random.Random, depth: int, skill: int) -> dict[str, Any]:
