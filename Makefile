@@ -41,6 +41,9 @@ test: $(VENV)/.dev  ## run the tests, or those under TESTS=tests/...
 structured: $(VENV)/.dev  ## hold 200 schemas, 30 expressions and 40 hostile grammars against SmolLM2 (half an hour)
 	@$(BIN)/python -m pytest -q -s -m slow tests/test_structured_output.py
 
+beams: $(VENV)/.dev  ## compare beam search with transformers: 50 prompts, 1, 4 and 8 beams, all settings; half an hour
+	@$(BIN)/python -m pytest -q -s -m slow tests/engine/test_beams_against_transformers.py
+
 lint: $(VENV)/.dev  ## look for faults
 	@$(BIN)/ruff check .
 

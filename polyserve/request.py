@@ -60,6 +60,7 @@ class SequenceOutput:
     )
     num_cached_tokens: int = 0  # prompt tokens whose keys and values came from the prefix cache
     error: str | None = None  # with finish_reason "error": what to tell the client
+    cumulative_logprob: float | None = None  # with the end of an answer of beam search: sum over all its tokens
     refused_param: str | None = None  # the parameter at fault, if the error is the request's own
     pooled: list[float] | None = None  # the pooled hidden states [C], if asked for
 

@@ -299,7 +299,7 @@ class Frontend:
 
         async def compute(index: int, ticket: Ticket) -> list[float]:
             prompt = request.prompts[index]
-            with self.metrics.request(request.arrived, prompt.text, ticket) as record:
+            with self.metrics.request(request.arrived, prompt.text, ticket, request.params.n) as record:
                 vector = await self.llm.embed(
                     f"{request.request_id}-{index}",
                     prompt.token_ids,
@@ -352,7 +352,7 @@ class Frontend:
     @contextmanager
     def _places(self, request: Admitted) -> Iterator[list[Ticket]]:
         """A place for each prompt, or Overloaded for all of them."""
-        admission = self.llm.admission
+        admission, params = self.llm.admission, request.params.drawn
         tickets: list[Ticket] = []
         try:
             with self.metrics.refusals():
@@ -360,7 +360,7 @@ class Frontend:
                     length = len(prompt.token_ids)
                     num_characters = length if prompt.text is None else len(prompt.text)
                     tickets.append(
-                        admission.reserve(length, request.params, tenant=request.tenant, num_characters=num_characters)
+                        admission.reserve(length, params, tenant=request.tenant, num_characters=num_characters)
                     )
             yield tickets
         finally:
@@ -380,7 +380,7 @@ class Frontend:
             deadline=request.deadline,
             shown_ids=frozenset() if calls is None else calls.shown_ids(self.llm.tokenizer),
         )
-        with self.metrics.request(request.arrived, prompt.text, ticket) as record:
+        with self.metrics.request(request.arrived, prompt.text, ticket, request.params.n) as record:
             async with aclosing(stream) as deltas:
                 async for delta in deltas:
                     record.delta(delta)

@@ -22,6 +22,11 @@ from polyserve.tools.definition import Tool, ToolUse
 from polyserve_proto.v1 import polyserve_pb2 as pb
 
 ROLE_OF = {pb.ChatMessage.Role.Value(f"ROLE_{role.upper()}"): role for role in ROLES}
+EARLY_STOPPING: dict[int, bool | str] = {
+    pb.EARLY_STOPPING_FALSE: False,
+    pb.EARLY_STOPPING_TRUE: True,
+    pb.EARLY_STOPPING_NEVER: "never",
+}
 POOLINGS: dict[int, Pooling | None] = {
     pb.POOLING_UNSPECIFIED: None,
     pb.POOLING_MEAN: "mean",
@@ -61,7 +66,10 @@ def refuse_unknown(message: ProtoMessage) -> None:
 
 def sampling_options(params: pb.SamplingParams) -> dict[str, Any]:
     """Those fields of SamplingParams that the client set."""
-    return {field.name: _plain(value) for field, value in params.ListFields()}
+    options = {field.name: _plain(value) for field, value in params.ListFields()}
+    if params.early_stopping:
+        options["early_stopping"] = EARLY_STOPPING.get(params.early_stopping, params.early_stopping)
+    return options
 
 
 def _plain(value: Any) -> Any:
