@@ -13,6 +13,7 @@ in the next one; when there is none any more, each ends with EngineDead. Never i
 
 import asyncio
 import math
+import os
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -94,7 +95,7 @@ class AsyncLLM:
         template = tokenizer.chat_template
         self._renderer = None if template is None else TemplateProcess(template)
         self._grammars = GrammarChecker(limit_ms=grammar_timeout_ms)
-        self._threads = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
+        self._threads = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text", initializer=_step_back)
         self._watcher = asyncio.create_task(self._watch())
         engine.listen(self._distribute)
 
@@ -456,3 +457,8 @@ def _joined(parts: list[SequenceOutput]) -> SequenceOutput:
         prompt_logprobs=parts[0].prompt_logprobs,
         num_cached_tokens=parts[0].num_cached_tokens,
     )
+
+
+def _step_back() -> None:
+    """Let the loop and the engine go first where this thread and they want the same core."""
+    os.setpriority(os.PRIO_PROCESS, 0, 10)
