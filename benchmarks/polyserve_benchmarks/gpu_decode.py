@@ -20,9 +20,9 @@ from polyserve.model.config import ModelConfig
 from polyserve.model.families import read_config
 from polyserve.model.weights.resolve import resolve
 from polyserve.sampling_params import SamplingParams
+from polyserve_benchmarks.compare.cost import float_bytes
 from polyserve_benchmarks.gpu_timing import Timer, measure_copy
 from polyserve_benchmarks.make_polylm import Shape, write_checkpoint
-from polyserve_benchmarks.throughput import weight_bytes_per_step
 from polyserve_benchmarks.workload import random_prompts
 
 POLYLM_13B = Shape(layers=40, hidden_size=5120, heads=40, vocab_size=256_000)
@@ -62,7 +62,7 @@ def decode(
     config = EngineConfig(model=str(folder), device=device, max_num_seqs=max(streams), enable_prefix_caching=False)
     llm = LLM(config=config)
     model = read_config(resolve(str(folder)))
-    weight_bytes = weight_bytes_per_step(model, config.dtype)
+    weight_bytes = float_bytes(model, config.dtype)
     for count in streams:
         _seconds(llm, count, model, output_len, seed=0)
         short, long = (_seconds(llm, count, model, length, seed=1) for length in (1, output_len))

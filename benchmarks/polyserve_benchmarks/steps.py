@@ -52,6 +52,7 @@ class Prices:
     """What a model's step needs, and what the machine gives."""
 
     config: "ModelConfig"
+    kv_dtype: str
     weight_bytes: int
     weight_flops: int  # of one token, the head included
     bytes_per_second: float
@@ -60,7 +61,7 @@ class Prices:
     def bytes_ms(self, streams: int, context: int) -> float:
         from polyserve_benchmarks.compare.cost import kv_bytes_read
 
-        total = self.weight_bytes + streams * kv_bytes_read(self.config, context)
+        total = self.weight_bytes + streams * kv_bytes_read(self.config, context, self.kv_dtype)
         return 1e3 * total / self.bytes_per_second
 
     def operations_ms(self, streams: int, context: int) -> float:
@@ -100,7 +101,7 @@ async def run(config: EngineConfig, steps: Steps) -> None:
         config,
         max_num_seqs=max(cell.num_streams for cell in cells),
         enable_prefix_caching=False,
-        kv_cache_memory_bytes=config.kv_cache_memory_bytes or kv_bytes(path, held),
+        kv_cache_memory_bytes=config.kv_cache_memory_bytes or kv_bytes(path, held, _kv_dtype(config)),
     )
     prices = _prices(path, model, config)
     llm = await AsyncLLM.start(config)
@@ -142,17 +143,21 @@ def planned(steps: Steps, max_model_len: int) -> Iterator[tuple[int, int]]:
 
 
 def _prices(path: Path, model: "ModelConfig", config: EngineConfig) -> Prices:
-    from polyserve_benchmarks.compare.cost import step_bytes, token_flops
+    from polyserve_benchmarks.compare.cost import served_bytes, token_flops
 
-    kept = path.is_file() and config.quantization == "auto"
     threads = config.threads or num_cores()
     return Prices(
         config=model,
-        weight_bytes=step_bytes(path, "stored" if kept else config.quantization),
+        kv_dtype=_kv_dtype(config),
+        weight_bytes=served_bytes(path, config),
         weight_flops=token_flops(path) + 2 * model.vocab_size * model.hidden_size,
         bytes_per_second=read_bandwidth(threads),
         flops_per_second=matrix_rate(threads),
     )
+
+
+def _kv_dtype(config: EngineConfig) -> str:
+    return config.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
 
 
 async def _step_ms(llm: "AsyncLLM", cell: Run) -> float:

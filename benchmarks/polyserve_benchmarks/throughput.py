@@ -26,7 +26,6 @@ from polyserve_benchmarks.machine import machine, num_cores, read_bandwidth, ver
 from polyserve_benchmarks.workload import Workload, random_prompts
 
 if TYPE_CHECKING:
-    from polyserve.model.config import ModelConfig
     from polyserve.service.async_llm import AsyncLLM
 
 WARM_UP_TOKENS = 4
@@ -65,15 +64,12 @@ async def run(config: EngineConfig, workload: Workload) -> None:
     from polyserve.model.families import read_config
     from polyserve.model.weights.resolve import resolve
     from polyserve.service.async_llm import AsyncLLM
-    from polyserve_benchmarks.compare.cost import BITS, step_bytes
+    from polyserve_benchmarks.compare.cost import served_bytes
 
     path = resolve(config.model)
     model = read_config(path)
     _check_length(workload, config.max_model_len or model.max_len)
-    weight_bytes = weight_bytes_per_step(model, config.dtype)
-    if config.quantization in BITS or (config.quantization == "auto" and config.backend is None and not path.is_dir()):
-        weight_bytes = step_bytes(path, config.quantization if config.quantization in BITS else "stored")
-    limit = Limit(weight_bytes, read_bandwidth(config.threads or num_cores()))
+    limit = Limit(served_bytes(path, config), read_bandwidth(config.threads or num_cores()))
     llm = await AsyncLLM.start(config)
     try:
         print(_heading(config, workload, limit), flush=True)
@@ -95,18 +91,6 @@ async def run(config: EngineConfig, workload: Workload) -> None:
         "machine": machine(),
     }
     print(json.dumps(document))
-
-
-def weight_bytes_per_step(model: "ModelConfig", dtype_name: str) -> int:
-    """Bytes of weights that one step reads: all but an embedding table that is not the head as well."""
-    import torch
-
-    from polyserve.model.decoder import Decoder
-
-    dtype: torch.dtype = getattr(torch, dtype_name)
-    decoder = Decoder(model, dtype=dtype)  # parameters have no memory before they are loaded
-    table = 0 if model.tied_head else model.vocab_size * model.hidden_size * dtype.itemsize
-    return sum(parameter.nbytes for parameter in decoder.parameters()) - table
 
 
 async def _measure(llm: "AsyncLLM", workload: Workload, num_streams: int, limit: Limit) -> Measurement:

@@ -194,8 +194,8 @@ class Head {
 
   void keep_asked(long row, long first, long n, const float* raw, const float* values) const {
     if (a.targets != nullptr) {
-      const int64_t place = a.targets[row] - first;
-      if (place >= 0 && place < n) a.target_raw[row] = raw[place];
+      const int64_t target = a.targets[row];
+      if (target >= first && target < first + n) a.target_raw[row] = raw[target - first];
     }
     if (a.all_raw != nullptr) std::memcpy(a.all_raw + row * a.V + first, raw, sizeof(float) * n);
     if (a.all_edited != nullptr) std::memcpy(a.all_edited + row * a.V + first, values, sizeof(float) * n);

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 import orjson
 
 from polyserve.errors import InvalidRequest
+from polyserve.tools.definition import Tool
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 
@@ -91,6 +92,7 @@ class Conversation:
     messages: Sequence[Message]
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
+    tools: Sequence[Tool] = ()  # that the template is shown
 
     def check(self) -> None:
         """Raise InvalidRequest if a message is not what its role makes it, or the answer would begin in two places."""
@@ -104,6 +106,7 @@ class Conversation:
     def num_bytes(self) -> int:
         """Of all that was said and called."""
         texts = [message.content or "" for message in self.messages]
+        texts += [tool.description or "" for tool in self.tools]
         texts += [call.arguments for message in self.messages for call in message.tool_calls]
         return sum(len(text.encode(errors="replace")) for text in texts)
 

@@ -20,10 +20,17 @@ from polyserve.api.conversation import Conversation
 from polyserve.api.limits import Limits
 from polyserve.api.merge import merged
 from polyserve.api.metrics import Metrics
-from polyserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, ModelNotFound, NotReady
+from polyserve.api.store import Store
+from polyserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, ModelNotFound, NotFound, NotReady
+from polyserve.pooling import Pooling
+from polyserve.request import POOLED
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.admission import Ticket
 from polyserve.service.async_llm import AsyncLLM, ChoiceDelta
+from polyserve.tools.calls import Calls
+from polyserve.tools.definition import ToolUse
+from polyserve.tools.formats import choose_format
+from polyserve.tools.parser import CallParser
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,7 @@ class Admitted:
     arrived: float  # monotonic seconds, before tokenising
     deadline: float  # monotonic seconds
     tenant: str | None = None  # whose API key it came with, where keys are required
+    calls: Calls | None = None  # that its answers may make
 
     @property
     def num_choices(self) -> int:
@@ -84,9 +92,16 @@ class Frontend:
         *,
         model_names: Sequence[str],
         limits: Limits | None = None,
+        tool_call_parser: str = "auto",
         request_timeout_s: float = math.inf,
+        metrics_compat: str = "none",
+        store: Store | None = None,
     ) -> None:
-        """model_names: what clients may call the model; responses carry the first."""
+        """model_names: what clients may call the model; responses carry the first.
+
+        tool_call_parser: how the model writes calls of functions, one of `TOOL_CALL_PARSERS`.
+        metrics_compat: none or vllm.  store: of completions.
+        """
         self.llm = llm
         self.request_timeout_s = request_timeout_s
         self.draining = False
@@ -96,7 +111,10 @@ class Frontend:
         self.limits = limits or Limits()
         self.model_names = tuple(model_names)
         self.created = int(time.time())
-        self.metrics = Metrics(llm)
+        self.metrics = Metrics(llm, model_name=self.model_name, vllm_names=metrics_compat == "vllm")
+        template = llm.tokenizer.chat_template
+        self._call_format = choose_format(tool_call_parser, None if template is None else template.source)
+        self._store = store
 
     @property
     def model_name(self) -> str:
@@ -108,6 +126,18 @@ class Frontend:
             served = " or ".join(map(repr, self.model_names))
             message = f"the model {shortened(name)} is not served here; this server has {served}"
             raise ModelNotFound(message, param="model", code="model_not_found")
+
+    @property
+    def completions(self) -> Store:
+        """The completions that were kept. Raises NotFound where none are."""
+        if self._store is None:
+            raise NotFound("this server keeps no completions: it was started without --store", code="not_stored")
+        return self._store
+
+    def check_store(self, wanted: bool) -> None:
+        """Raise InvalidRequest if an answer is to be kept that cannot be."""
+        if wanted and self._store is None:
+            raise InvalidRequest("store is not supported by this server: it was started without --store", param="store")
 
     def check_ready(self) -> None:
         """Raise EngineDead or NotReady if a request would not be answered now."""
@@ -133,25 +163,48 @@ class Frontend:
         options: Mapping[str, Any],
         *,
         echo: bool = False,
+        renamed: Mapping[str, str] | None = None,
         tenant: str | None = None,
         timeout_s: float | None = None,
     ) -> Admitted:
         """Check a completion. `options` are those fields of SamplingParams that the client gave.
 
+        renamed: what the protocol calls some of the options, for errors that name them.
         timeout_s: how long it may take, if that is less than this server's own limit.
         """
-        async with self._admitting(timeout_s) as (arrived, deadline):
+        async with self._admitting(timeout_s, renamed or {}) as (arrived, deadline):
             params = self._sampling_params(options, scores_prompt=echo)
-            self.limits.check_prompts(prompts, params)
-            for text in prompts:
-                if isinstance(text, str):
-                    self.limits.check_length(len(text.encode(errors="replace")), max_model_len=self.llm.max_model_len)
-            read = [await self.read_prompt(prompt) for prompt in prompts]
-            for prompt in read:
-                self.llm.check(prompt.token_ids, params)
+            await self.llm.check_grammar(params)
+            read = await self.read_inputs(prompts, params)
         return Admitted(
             request_id=request_id, prompts=read, params=params, arrived=arrived, deadline=deadline, tenant=tenant
         )
+
+    async def admit_inputs(
+        self,
+        request_id: str,
+        inputs: Sequence[str | Sequence[int]],
+        *,
+        tenant: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Admitted:
+        """Check a request for vectors, which calls its prompts `input`."""
+        async with self._admitting(timeout_s, {"prompt": "input"}) as (arrived, deadline):
+            read = await self.read_inputs(inputs, POOLED)
+        return Admitted(
+            request_id=request_id, prompts=read, params=POOLED, arrived=arrived, deadline=deadline, tenant=tenant
+        )
+
+    async def read_inputs(self, prompts: Sequence[str | Sequence[int]], params: SamplingParams) -> list[Prompt]:
+        """All prompts of a request, checked: before any is tokenised what can be, then as requests to the model."""
+        self.limits.check_prompts(prompts, params)
+        for text in prompts:
+            if isinstance(text, str):
+                self.limits.check_length(len(text.encode(errors="replace")), max_model_len=self.llm.max_model_len)
+        read = [await self.read_prompt(prompt) for prompt in prompts]
+        for prompt in read:
+            self.llm.check(prompt.token_ids, params)
+        return read
 
     async def admit_chat(
         self,
@@ -159,34 +212,51 @@ class Frontend:
         conversation: Conversation,
         options: Mapping[str, Any],
         *,
+        use: ToolUse | None = None,
         renamed: Mapping[str, str] | None = None,
         tenant: str | None = None,
         timeout_s: float | None = None,
     ) -> Admitted:
-        """Check a chat request. `renamed`: what the protocol calls some of the options, for errors that name them."""
+        """Check a chat request. `use`: what it may call. Otherwise as `admit_prompts`."""
         names = {"prompt": "messages", **(renamed or {})}
-        async with self._admitting(timeout_s) as (arrived, deadline):
+        calls = None
+        if use is not None:
             with naming(names):
-                params = self._sampling_params({"max_tokens": None, **options})
-                self.limits.check_length(conversation.num_bytes, max_model_len=self.llm.max_model_len)
-                prompt = await self.read_conversation(conversation)
-                self.llm.check(prompt.token_ids, params)
+                calls = Calls.of(use, self._call_format)
+                options = calls.guide(options, self.llm.tokenizer)
+            conversation = replace(conversation, tools=use.tools)
+            names["guided_grammar"] = "tools"
+        async with self._admitting(timeout_s, names) as (arrived, deadline):
+            params = self._sampling_params({"max_tokens": None, **options})
+            self.limits.check_length(conversation.num_bytes, max_model_len=self.llm.max_model_len)
+            await self.llm.check_grammar(params)
+            prompt = await self.read_conversation(conversation)
+            self.llm.check(prompt.token_ids, params)
         return Admitted(
-            request_id=request_id, prompts=[prompt], params=params, arrived=arrived, deadline=deadline, tenant=tenant
+            request_id=request_id,
+            prompts=[prompt],
+            params=params,
+            arrived=arrived,
+            deadline=deadline,
+            tenant=tenant,
+            calls=calls,
         )
 
     @asynccontextmanager
-    async def _admitting(self, timeout_s: float | None) -> AsyncIterator[tuple[float, float]]:
-        """The time of arrival and the deadline, which also ends what is done inside."""
-        self._check_open()
-        self.llm.admission.check_room()
-        arrived = time.monotonic()
-        limit_s = self.request_timeout_s if timeout_s is None else min(timeout_s, self.request_timeout_s)
-        try:
-            async with asyncio.timeout(limit_s if limit_s < math.inf else None):
-                yield arrived, arrived + limit_s
-        except TimeoutError:
-            raise DeadlineExceeded(f"the request was not read in {limit_s:g} s, the time it was given") from None
+    async def _admitting(
+        self, timeout_s: float | None, renamed: Mapping[str, str]
+    ) -> AsyncIterator[tuple[float, float]]:
+        """The time of arrival and the deadline, which also ends what is done inside. `naming` is for its errors."""
+        with self.metrics.refusals(), naming(renamed):
+            self._check_open()
+            self.llm.admission.check_room()
+            arrived = time.monotonic()
+            limit_s = self.request_timeout_s if timeout_s is None else min(timeout_s, self.request_timeout_s)
+            try:
+                async with asyncio.timeout(limit_s if limit_s < math.inf else None):
+                    yield arrived, arrived + limit_s
+            except TimeoutError:
+                raise DeadlineExceeded(f"the request was not read in {limit_s:g} s, the time it was given") from None
 
     def _sampling_params(self, options: Mapping[str, Any], *, scores_prompt: bool = False) -> SamplingParams:
         params = SamplingParams(**options)
@@ -211,6 +281,7 @@ class Frontend:
             [message.for_template() for message in messages],
             add_generation_prompt=conversation.adds_generation_prompt,
             continue_final_message=conversation.continue_final_message,
+            tools=[tool.for_template() for tool in conversation.tools] or None,
         )
         return await self.read_prompt(text, add_special_tokens=add_special_tokens)
 
@@ -223,17 +294,48 @@ class Frontend:
                 raise InvalidRequest(message, param=field)
         return await asyncio.to_thread(tokenizer.decode, token_ids, skip_special_tokens=skip_special_tokens)
 
+    async def embed(self, request: Admitted, pooling: Pooling) -> list[list[float]]:
+        """One vector for each prompt. The first error, and cancellation, abort all of them in the engine."""
+
+        async def compute(index: int, ticket: Ticket) -> list[float]:
+            prompt = request.prompts[index]
+            with self.metrics.request(request.arrived, prompt.text, ticket, request.params.n) as record:
+                vector = await self.llm.embed(
+                    f"{request.request_id}-{index}",
+                    prompt.token_ids,
+                    pooling=pooling,
+                    ticket=ticket,
+                    deadline=request.deadline,
+                )
+                record.vector()
+            return vector
+
+        with self._running(), self._places(request) as tickets:
+            tasks = [asyncio.create_task(compute(index, ticket)) for index, ticket in enumerate(tickets)]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
     async def run(self, request: Admitted) -> AsyncGenerator[tuple[int, ChoiceDelta], None]:
         """(prompt's index, delta) as they come. Leaving it early (`aclose`, cancellation) aborts it in the engine.
 
         A prompt's first delta carries its log-probabilities, if they were asked for, whichever choice it belongs to.
         """
-        self._num_running += 1
-        self._idle.clear()
-        try:
+        with self._running():
             async with aclosing(self._run(request)) as deltas:
                 async for item in deltas:
                     yield item
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """While a request is being answered."""
+        self._num_running += 1
+        self._idle.clear()
+        try:
+            yield
         finally:
             self._num_running -= 1
             if not self._num_running:
@@ -250,15 +352,16 @@ class Frontend:
     @contextmanager
     def _places(self, request: Admitted) -> Iterator[list[Ticket]]:
         """A place for each prompt, or Overloaded for all of them."""
-        admission = self.llm.admission
+        admission, params = self.llm.admission, request.params.drawn
         tickets: list[Ticket] = []
         try:
-            for prompt in request.prompts:
-                length = len(prompt.token_ids)
-                num_characters = length if prompt.text is None else len(prompt.text)
-                tickets.append(
-                    admission.reserve(length, request.params, tenant=request.tenant, num_characters=num_characters)
-                )
+            with self.metrics.refusals():
+                for prompt in request.prompts:
+                    length = len(prompt.token_ids)
+                    num_characters = length if prompt.text is None else len(prompt.text)
+                    tickets.append(
+                        admission.reserve(length, params, tenant=request.tenant, num_characters=num_characters)
+                    )
             yield tickets
         finally:
             for ticket in tickets:
@@ -267,12 +370,21 @@ class Frontend:
     async def _run_prompt(self, request: Admitted, index: int, ticket: Ticket) -> AsyncGenerator[ChoiceDelta, None]:
         prompt, params = request.prompts[index], request.own_params()
         request_id = f"{request.request_id}-{index}"
-        stream = self.llm.generate(request_id, prompt.token_ids, params, ticket=ticket, deadline=request.deadline)
-        with self.metrics.request(request.arrived, len(prompt.token_ids), params.n) as record:
+        calls = request.calls
+        parsers = [] if calls is None else [calls.parser() for _ in range(params.n)]
+        stream = self.llm.generate(
+            request_id,
+            prompt.token_ids,
+            params,
+            ticket=ticket,
+            deadline=request.deadline,
+            shown_ids=frozenset() if calls is None else calls.shown_ids(self.llm.tokenizer),
+        )
+        with self.metrics.request(request.arrived, prompt.text, ticket, request.params.n) as record:
             async with aclosing(stream) as deltas:
                 async for delta in deltas:
                     record.delta(delta)
-                    yield delta
+                    yield with_calls(delta, parsers[delta.choice]) if parsers else delta
 
     async def _run_scored(self, request: Admitted, index: int, ticket: Ticket) -> AsyncGenerator[ChoiceDelta, None]:
         """The same, with what comes before the prompt's log-probabilities held back behind them."""
@@ -286,6 +398,18 @@ class Frontend:
                 for earlier in held or ():
                     yield earlier
                 held = None
+
+
+def with_calls(delta: ChoiceDelta, parser: CallParser) -> ChoiceDelta:
+    """The delta with what of its text are calls of functions told apart."""
+    found = parser.push(delta.text)
+    text, calls, reason = found.text, found.calls, delta.finish_reason
+    if reason is not None:
+        rest = parser.flush(cut=reason == "length" or isinstance(delta.stop_reason, str))
+        text, calls = text + rest.text, calls + rest.calls
+        if reason == "stop" and parser.has_called:
+            reason = "tool_calls"
+    return replace(delta, text=text, calls=calls, finish_reason=reason)
 
 
 @contextmanager

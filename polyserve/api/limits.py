@@ -32,6 +32,7 @@ class Limits:
     max_stop_string_bytes: int = option(256, "bytes of a stop string")
     max_stop_token_ids: int = option(128, "stop token ids")
     max_logit_bias: int = option(1024, "entries of logit_bias")
+    max_grammar_bytes: int = option(2**18, "bytes of a JSON schema, expression or grammar, or of all choices together")
     max_prompt_bytes_per_token: int = option(
         256, "bytes of a prompt for each token of the model's length; a longer text is refused before it is tokenised"
     )
@@ -56,6 +57,11 @@ class Limits:
         if longest > self.max_stop_string_bytes:
             message = f"stop takes strings of at most {self.max_stop_string_bytes} bytes here, got one of {longest}"
             raise InvalidRequest(message, param="stop")
+
+        if params.grammar_bytes > self.max_grammar_bytes:
+            field = params.grammar_field
+            message = f"{field} takes at most {self.max_grammar_bytes} bytes here, got {params.grammar_bytes}"
+            raise InvalidRequest(message, param=field)
 
     def check_prompts(self, prompts: Sequence[object], params: SamplingParams) -> None:
         """Raise InvalidRequest if a request has no prompt, or more choices than it may have."""

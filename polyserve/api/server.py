@@ -50,8 +50,7 @@ async def serve(
 
     announce: called once, with the ready line, when both answer.  drain_timeout_s: how long requests may take after a
     stop was asked for, unless it was asked for twice; those that still run then end with an error, which their clients
-    are told.  protection: default: none.  access_log: log a line for each HTTP
-    request.
+    are told.  protection: default: none.  access_log: log a line for each HTTP request.
     """
     protection = protection or Protection()
     port, grpc_port = http_socket.getsockname()[1], grpc_socket.getsockname()[1]
@@ -64,6 +63,7 @@ async def serve(
     await http.ready.wait()
     announce(ready_lines(frontend, host, port, grpc_port, protection))
     telling = asyncio.create_task(_tell_readiness(frontend, grpc_server))
+    watching = asyncio.create_task(frontend.metrics.watch_loop())
     death = await unless(stop.asked, frontend.llm.wait_dead())
     frontend.draining = True
     telling.cancel()
@@ -73,6 +73,7 @@ async def serve(
     if death is not None:
         log.error("the server ends: %s", death.message)
     await frontend.llm.close()  # what still runs ends with an error
+    watching.cancel()
     http.should_exit = True
     await asyncio.gather(answering, grpc_server.stop(FAREWELL_S))
     return EXIT_STOPPED if death is None else EXIT_FAILED

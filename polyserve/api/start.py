@@ -3,12 +3,16 @@
     ports taken -> engine told to load -> what answers is imported -> engine loaded -> server.py -> engine ends
 Ports are taken before the model is loaded, so that one in use is noticed at once; early HTTP clients wait.
 The engine process comes before the imports: its own, of torch, take longer than all that this process does meanwhile.
-gRPC comes after it: its threads and forking do not go together.
+gRPC comes after it: its threads and forking do not go together. An engine that is started again runs another program at
+once, so that gRPC's own care for forks is not needed, and would be in the way.
 """
 
+import os
 import resource
 import socket
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +22,7 @@ from polyserve.api.ports import PortUnavailable, listen
 from polyserve.api.protection import Protection
 from polyserve.api.reload import read_log_level, reloading_at_hangup
 from polyserve.api.stop import EXIT_FAILED, EXIT_STOPPED, Stop, told_to_stop, unless
+from polyserve.api.store import Store
 from polyserve.config import EngineConfig, ServerConfig
 from polyserve.log import get_logger
 from polyserve.service.admission import AdmissionConfig
@@ -41,6 +46,7 @@ async def run(
     """
     protection = Protection.from_config(server, limits or Limits())
     stop = Stop()
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # read when grpc is imported
     _allow_descriptors()
     try:
         with (
@@ -48,7 +54,8 @@ async def run(
             listen(server.host, server.grpc_port) as grpc_socket,
             told_to_stop(stop),
         ):
-            return await _run(engine, server, (http_socket, grpc_socket), stop, protection, admission)
+            async with _store(server) as store:
+                return await _run(engine, server, (http_socket, grpc_socket), stop, protection, admission, store)
     except PortUnavailable as error:
         sys.stderr.write(f"polyserve: {error}\n")
         return EXIT_FAILED
@@ -61,6 +68,7 @@ async def _run(
     stop: Stop,
     protection: Protection,
     admission: AdmissionConfig | None,
+    store: Store | None,
 ) -> int:
     if not protection.keys.required and not _is_local(server.host):
         log.warning("no API keys: whoever reaches %s can use this server", server.host)
@@ -73,7 +81,11 @@ async def _run(
     from polyserve.service.async_llm import AsyncLLM
 
     joining = AsyncLLM.join(
-        *started, chat_template=server.chat_template, max_logprobs=server.max_logprobs, admission=admission
+        *started,
+        chat_template=server.chat_template,
+        max_logprobs=server.max_logprobs,
+        admission=admission,
+        grammar_timeout_ms=server.grammar_timeout_ms,
     )
     llm = await unless(stop.asked, joining)
     if llm is None:
@@ -84,7 +96,10 @@ async def _run(
             llm,
             model_names=server.served_model_name or [engine.model],
             limits=protection.limits,
+            tool_call_parser=server.tool_call_parser,
             request_timeout_s=server.request_timeout,
+            metrics_compat=server.metrics_compat,
+            store=store,
         )
         with reloading_at_hangup(protection.keys.reload, partial(_set_log_level, llm, server.log_level_file)):
             return await serve(
@@ -99,6 +114,19 @@ async def _run(
             )
     finally:
         await llm.close()
+
+
+@asynccontextmanager
+async def _store(server: ServerConfig) -> AsyncIterator[Store | None]:
+    """Where completions are kept, if they are. Raises SettingsError."""
+    if server.store is None:
+        yield None
+        return
+    store = await Store.open(Path(server.store), limit=server.store_limit)
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 def _set_log_level(llm: "AsyncLLM", file: str | None) -> None:

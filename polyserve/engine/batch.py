@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from polyserve.engine.grammar import GrammarState
 from polyserve.engine.kv_cache import KVCache
 from polyserve.engine.logits import TokenEdits
 from polyserve.engine.pooler import Pooler
@@ -34,8 +35,18 @@ class KnownSequence:
     params: SamplingParams
     edits: TokenEdits | None
     scores_prompt: bool  # log-probabilities of the prompt are wanted and not reported yet
-    pooler: Pooler | None
     block_table: list[int]
+    pooler: Pooler | None = None
+    grammar: GrammarState | None = None
+    num_candidates: int = 0  # that a beam may have to choose from; 0: it is none
+
+    def append(self, token_id: int) -> None:
+        """Take in the token that comes after those that are known."""
+        self.tokens.append(token_id)
+        if self.edits is not None:
+            self.edits.append(token_id)
+        if self.grammar is not None:
+            self.grammar.advance([token_id])
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 prefix hit   full blocks, found by name, are held as they are. At least one token is left to compute, so that there is
              something to sample from.
 fork         a later choice of a request holds the prompt's blocks of an earlier one up to the last prompt token, which
-             it computes itself. The block where that token lies is copied, if anything before it lies there too.
+             it computes itself, and a beam the blocks of the one it goes on from. The block where the first own token
+             lies is copied, if anything before it lies there too.
 
 Invariant    a block that is shared or has a name is never written: a sequence writes only at `num_computed` and after,
              and holds every block from there on alone. `admit` makes it true, and an assertion in `cover` watches it.
@@ -22,21 +23,22 @@ class BlockManager:
         self._root = root_of(salt)
 
     def admit(
-        self, seq: Sequence, *, donor: Sequence | None, use_prefix: bool, num_spare: int
+        self, seq: Sequence, *, donor: tuple[Sequence, int] | None, use_prefix: bool, num_spare: int
     ) -> list[tuple[int, int]] | None:
         """Give `seq`, which holds nothing, blocks for all its tokens, as many of them computed as can be shared.
 
-        donor: a sequence of the same request whose prompt is stored.  num_spare: blocks to leave free for others.
+        donor: a sequence that has stored so many tokens that `seq` begins with, but for its last.  num_spare: blocks to
+        leave free for others.
         Returns the (source, destination) blocks to copy before anything is computed. Without room, returns None and
         changes nothing.
         """
         shared = self._find_prefix(seq) if use_prefix else []
         num_computed, source = len(shared) * self.block_size, None
-        if donor is not None and seq.prompt_len - 1 > num_computed:
-            num_computed = seq.prompt_len - 1
+        if donor is not None and donor[1] > num_computed:
+            table, num_computed = donor[0].block_table, donor[1]
             num_full, num_beside = divmod(num_computed, self.block_size)
-            shared = donor.block_table[:num_full]
-            source = donor.block_table[num_full] if num_beside else None
+            shared = table[:num_full]
+            source = table[num_full] if num_beside else None
         num_free = self.pool.num_free - sum(self.pool.num_holders(block) == 0 for block in shared)
         num_new = self._num_blocks_of(len(seq.tokens)) - len(shared)
         if num_new + num_spare > num_free:
@@ -46,6 +48,13 @@ class BlockManager:
         seq.block_table = shared + [self.pool.take() for _ in range(num_new)]
         seq.num_computed, seq.num_named_blocks, seq.num_sent_blocks = num_computed, len(shared), 0
         return [] if source is None else [(source, seq.block_table[len(shared)])]
+
+    def room_for_forks(self, prompt_len: int, num_forks: int) -> int:
+        """How many tokens so many sequences can have after a prompt of which they share the full blocks, if each has a
+        block to spare as well. Less than 1: none."""
+        num_shared = (prompt_len - 1) // self.block_size
+        num_own = (self.pool.num_blocks - num_shared) // num_forks - 1
+        return (num_shared + num_own) * self.block_size - prompt_len
 
     def cover(self, seq: Sequence) -> bool:
         """Give `seq` blocks for tokens that came since it was admitted. With too few it changes nothing: False."""
@@ -72,7 +81,7 @@ class BlockManager:
             self.pool.release(block)
         seq.block_table = []
         seq.num_computed = seq.num_named_blocks = seq.num_sent_blocks = 0
-        seq.prompt_stored = False
+        seq.num_stored = 0
 
     def _find_prefix(self, seq: Sequence) -> list[int]:
         """Blocks that already store the beginning of `seq`, as many as there are, short of its last token."""

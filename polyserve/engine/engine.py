@@ -1,12 +1,14 @@
 """Token ids in, token ids out: requests come and go at any time, and each `step` brings new tokens for many at once.
 
 It runs where it is called, in one thread, and knows neither text nor clients. A request's fault ends that request; a
-fault while a step is computed ends the sequences of that step; a broken invariant is raised and ends the engine.
+fault while a step is computed ends the sequence whose it is; a broken invariant is raised and ends the engine.
 """
 
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import replace
 
 import torch
 
@@ -14,7 +16,9 @@ from polyserve.config import EngineConfig
 from polyserve.engine.block_manager import BlockManager
 from polyserve.engine.cuda_graphs import DecodeGraphs
 from polyserve.engine.device import cache_memory, choose_device, choose_packing, choose_scheme, step_bytes
+from polyserve.engine.grammar import Grammars
 from polyserve.engine.kv_cache import allocate, bytes_per_block, cache_dtype, num_blocks_for
+from polyserve.engine.meter import StepMeter
 from polyserve.engine.pace import Pace
 from polyserve.engine.runner import ModelRunner
 from polyserve.engine.scheduler import Scheduler, SchedulerStats
@@ -24,17 +28,22 @@ from polyserve.log import get_logger
 from polyserve.model.decoder import Decoder
 from polyserve.model.weights.load import load_model
 from polyserve.model.weights.resolve import resolve
-from polyserve.request import Request, SequenceOutput, check_request
+from polyserve.request import Request, SequenceOutput, Vocabulary, check_request, refusals
+from polyserve.sampling_params import SamplingParams
 from polyserve_kernels import dispatch
 
 log = get_logger(__name__)
 
 _FAULTS = (RuntimeError, ValueError, MemoryError)  # what computing raises; anything else is a broken invariant
 _NOT_COMPUTED = "the engine could not compute this request"
+COMPILING_TURN_S = 0.005  # that a step without other work waits for a grammar, so that its caller can hear of more
 
 
 class Engine:
-    def __init__(self, model: Decoder, config: EngineConfig) -> None:
+    def __init__(
+        self, model: Decoder, config: EngineConfig, *, load_vocabulary: Callable[[], Vocabulary] | None = None
+    ) -> None:
+        """load_vocabulary: what the tokens look like, for requests with a grammar; without it they are refused."""
         device, block_size = model.head_weight.device, config.block_size
         dtype = cache_dtype(config.kv_cache_dtype, model_dtype=model.dtype)
         max_model_len = config.max_model_len or model.max_model_len
@@ -68,6 +77,7 @@ class Engine:
         log.info("KV cache: %d blocks of %d tokens, %d MiB", num_blocks, block_size, num_blocks * block_bytes >> 20)
 
         self.max_model_len = max_model_len
+        self._max_beams = min(config.max_num_seqs, config.max_num_batched_tokens)
         self.vocab_size = model.config.vocab_size
         self.eos_ids = model.config.eos_ids
         self.bos_id = model.config.bos_id
@@ -90,17 +100,22 @@ class Engine:
         )
         cache = allocate(model.config, num_blocks=num_blocks, block_size=block_size, dtype=dtype, device=device)
         recorded = device.type == "cuda" and not config.enforce_eager
-        self._runner = ModelRunner(model, cache, graphs=DecodeGraphs(model, cache) if recorded else None)
+        self._grammars = Grammars(load_vocabulary, vocab_size=self.vocab_size, eos_ids=self.eos_ids)
+        self._runner = ModelRunner(
+            model, cache, graphs=DecodeGraphs(model, cache) if recorded else None, grammars=self._grammars
+        )
         self._overlaps = device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
         self._under_way: Step | None = None
         self._pace = (
             None if config.max_step_ms is None else Pace(config.max_step_ms / 1000, config.max_num_batched_tokens)
         )
+        self._meter = StepMeter(model.config, kv_bytes_per_token=block_bytes / block_size)
         self._began = self._ended = 0.0  # when the step under way did, and the one before it
+        self._compiling: dict[str, tuple[Request, Future[None]]] = {}  # requests that wait for their grammar
         self._notice: Callable[[set[str]], None] | None = None
 
     @classmethod
-    def from_config(cls, config: EngineConfig) -> "Engine":
+    def from_config(cls, config: EngineConfig, *, load_vocabulary: Callable[[], Vocabulary] | None = None) -> "Engine":
         """Load the model that `config` names, and set this process's threads and kernels. Raises ModelLoadError."""
         torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
         device, path = choose_device(config), resolve(config.model)
@@ -108,7 +123,7 @@ class Engine:
         model = load_model(
             path, dtype=dtype, max_model_len=config.max_model_len, device=device, packing=choose_packing(config, device)
         )
-        return cls(model, config)
+        return cls(model, config, load_vocabulary=load_vocabulary)
 
     def add(self, request: Request) -> None:
         """Take a request in. Raises InvalidRequest if it can never be served; a too long answer is cut instead."""
@@ -128,10 +143,35 @@ class Engine:
                 "allowed_token_ids must name a token that does not stop the answer before min_tokens",
                 param="allowed_token_ids",
             )
-        self._scheduler.add(request)
+        if params.use_beam_search:
+            self._check_beams(request)
+        if params.grammar_field is None:
+            self._scheduler.add(request)
+        else:
+            self._compiling[request.request_id] = request, self._grammars.compile(params)
+
+    def check_grammar(self, params: SamplingParams) -> None:
+        """Compile the grammar that `params` hold, if any. Raises InvalidRequest if that cannot be done."""
+        if params.grammar_field is not None:
+            self._grammars.compile(params).result()
+
+    def warm_up_grammars(self) -> None:
+        """Prepare for the first grammar, while there is nothing else to do."""
+        self._grammars.warm_up()
+
+    def _check_beams(self, request: Request) -> None:
+        num_beams, name = request.params.num_beams, "n" if request.params.best_of is None else "best_of"
+        if num_beams > self._max_beams:
+            message = f"{name} must be at most {self._max_beams} with use_beam_search on this server, got {num_beams}"
+            raise InvalidRequest(message, param=name)
+        if self._scheduler.room_for(request) < 1 and request.params.max_tokens != 0:
+            message = f"the KV cache has no room for {num_beams} beams of a prompt of {len(request.prompt_ids)} tokens"
+            raise InvalidRequest(message, param="prompt")
 
     def abort(self, request_id: str, choice: int | None = None) -> None:
         """End one choice of a request, or all: nothing more comes for it. Unknown ids have just ended."""
+        if choice is None:
+            self._compiling.pop(request_id, None)
         self._scheduler.abort(request_id, choice)
 
     def watch(self, notice: Callable[[set[str]], None]) -> None:
@@ -139,14 +179,14 @@ class Engine:
         self._notice = notice
 
     def has_work(self) -> bool:
-        return self._scheduler.has_work or self._under_way is not None
+        return self._scheduler.has_work or self._under_way is not None or bool(self._compiling)
 
     def step(self) -> list[SequenceOutput]:
         """Compute one step and tell what it brought. Without work it does nothing.
 
         Where steps overlap, this one is launched first and the answer to the one before is told.
         """
-        outputs: list[SequenceOutput] = []
+        outputs = self._admit_compiled() if self._compiling else []
         if not (self._overlaps and self._runner.settled):
             outputs += self._finish()
         paced = self._pace if self._scheduler.answering else None
@@ -164,6 +204,22 @@ class Engine:
             outputs += self._finish()
         return outputs
 
+    def _admit_compiled(self) -> list[SequenceOutput]:
+        """Queue the requests whose grammar is compiled. Returns the ends of those whose grammar cannot be."""
+        if not self._scheduler.has_work and self._under_way is None:
+            wait([compiled for _, compiled in self._compiling.values()], COMPILING_TURN_S, FIRST_COMPLETED)
+        outputs = []
+        for request, compiled in [waiting for waiting in self._compiling.values() if waiting[1].done()]:
+            del self._compiling[request.request_id]
+            error = compiled.exception()
+            if error is None:
+                self._scheduler.add(request)
+            elif isinstance(error, InvalidRequest):
+                outputs += refusals(request, error)
+            else:
+                raise error
+        return outputs
+
     def _launch(self, step: Step) -> bool:
         try:
             self._runner.submit(step)
@@ -179,8 +235,9 @@ class Engine:
             return []
         try:
             result = self._runner.result()
+            began, self._ended = max(self._began, self._ended), time.monotonic()
+            self._meter.note(step, self._ended - began)
             if self._pace is not None:
-                began, self._ended = max(self._began, self._ended), time.monotonic()
                 self._pace.learn(step.num_tokens, self._ended - began)
             return self._scheduler.update(step, result)
         except _FAULTS:
@@ -188,4 +245,11 @@ class Engine:
             return self._scheduler.fail(step, _NOT_COMPUTED)
 
     def stats(self) -> SchedulerStats:
-        return self._scheduler.stats
+        meter = self._meter
+        return replace(
+            self._scheduler.stats,
+            num_steps=meter.num_steps,
+            step_tokens=meter.num_tokens,
+            step_seconds=meter.seconds,
+            step_predicted_seconds=meter.predicted_seconds,
+        )

@@ -6,13 +6,13 @@ never used cost nothing, and it begins at a page, so kernels find it aligned. On
 would take later could not be served with.
 """
 
-import mmap
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from polyserve.model.config import ModelConfig
+from polyserve_kernels import memory
 from polyserve_kernels.types import BlockCache
 
 DEFAULT_BYTES = 2**30
@@ -76,9 +76,4 @@ def allocate(
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    memory = mmap.mmap(-1, torch.Size(shape).numel() * dtype.itemsize)  # lives as long as the tensor
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.int8).view(dtype).view(shape)
+    return memory.zeros(shape, dtype) if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)

@@ -44,7 +44,8 @@ class TokenEdits:
         early = self._stop_ids if self._num_answered < params.min_tokens else ()
         for token_id in {*self._repeated, *counted, *early, *params.logit_bias}:
             self._refresh(token_id)
-        self.allowed = None if params.allowed_token_ids is None else _bits_of(params.allowed_token_ids, vocab_size)
+        self._listed = None if params.allowed_token_ids is None else _bits_of(params.allowed_token_ids, vocab_size)
+        self.allowed = self._listed
 
     @staticmethod
     def needed_by(params: SamplingParams) -> bool:
@@ -55,6 +56,7 @@ class TokenEdits:
             or params.logit_bias
             or params.allowed_token_ids is not None
             or params.min_tokens
+            or params.grammar_field is not None
         )
 
     def append(self, token_id: int) -> None:
@@ -69,6 +71,10 @@ class TokenEdits:
         if self._num_answered == params.min_tokens:
             for stop_id in self._stop_ids:
                 self._refresh(stop_id)
+
+    def restrict(self, mask: NDArray[np.int32]) -> None:
+        """At the next position, allow only tokens whose bit is set in `mask` [V / 32]."""
+        self.allowed = mask if self._listed is None else mask & self._listed
 
     @property
     def ids(self) -> NDArray[np.int64]:

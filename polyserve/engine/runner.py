@@ -7,6 +7,7 @@ known of the sequences outside the step is still right, and the others can be re
 """
 
 from collections import deque
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +15,25 @@ from torch import Tensor
 
 from polyserve.engine.batch import Batch, KnownSequence, make_batch
 from polyserve.engine.cuda_graphs import DecodeGraphs
+from polyserve.engine.grammar import Grammars, GrammarState
 from polyserve.engine.kv_cache import KVCache
 from polyserve.engine.logits import TokenEdits
 from polyserve.engine.pooler import Pooler
 from polyserve.engine.sampler import NOT_FINITE, Draft, Sampler, SampleRow
-from polyserve.engine.step import Failed, NewSequence, Pooled, PromptLogprobs, Sampled, Step, StepResult
+from polyserve.engine.step import (
+    NONE_ALLOWED,
+    Candidates,
+    Failed,
+    NewSequence,
+    Pooled,
+    PromptLogprobs,
+    Sampled,
+    Step,
+    StepResult,
+)
 from polyserve.model.decoder import Decoder
 from polyserve.model.parts import parts_of
+from polyserve.sampling_params import SamplingParams
 from polyserve_kernels import ops
 
 
@@ -36,13 +49,26 @@ class _UnderWay:
     failed: list[Failed]
 
 
+@dataclass(frozen=True, slots=True)
+class _Masks:
+    """Masks that are being computed, and the sequences they are for."""
+
+    states: dict[int, GrammarState]
+    done: "Future[None]"
+
+
 class ModelRunner:
-    def __init__(self, model: Decoder, cache: KVCache, *, graphs: DecodeGraphs | None = None) -> None:
-        """graphs: computes the steps that only decode. Others are one call where the backend has one for a decoder."""
+    def __init__(
+        self, model: Decoder, cache: KVCache, *, graphs: DecodeGraphs | None = None, grammars: Grammars | None = None
+    ) -> None:
+        """graphs: computes the steps that only decode. Others are one call where the backend has one for a decoder.
+
+        grammars: has compiled those of all sequences that come."""
         self._model = model
         self._cache = cache
         self._sampler = Sampler(model.head_weight, soft_cap=model.config.final_soft_cap)
         self._graphs = graphs
+        self._grammars = grammars
         self._whole_step = ops.decoder_step(parts_of(model), cache.layers)
         self._known: dict[int, KnownSequence] = {}
         self._under_way: deque[_UnderWay] = deque()
@@ -54,11 +80,14 @@ class ModelRunner:
             self._copy(step.copies)
             batch = make_batch(step, self._known, self._cache)
             self._fill_in_awaited(batch)
+            masks = self._begin_masks(batch)
             hidden = self._compute(batch)
             prompt_logprobs, failed = self._score_prompts(batch, hidden)
+            failed += self._take_masks(masks)
             pooled, not_pooled = self._pool(batch, hidden)
-            ending, draft = self._sample(batch, hidden)
-        self._under_way.append(_UnderWay(step, ending, draft, prompt_logprobs, pooled, failed + not_pooled))
+            failed += not_pooled
+            ending, draft = self._sample(batch, hidden, {failure.seq_id for failure in failed})
+        self._under_way.append(_UnderWay(step, ending, draft, prompt_logprobs, pooled, failed))
 
     @property
     def settled(self) -> bool:
@@ -70,19 +99,22 @@ class ModelRunner:
         assert self._under_way, "no step was submitted"
         oldest = self._under_way.popleft()
         sampled: list[Sampled] = []
+        candidates: list[Candidates] = []
         failed = list(oldest.failed)
         drawn = [] if oldest.draft is None else self._sampler.finish(oldest.draft)
         for seq_id, draw in zip(oldest.ending, drawn, strict=True):
-            if draw.error is not None:
-                failed.append(Failed(seq_id, draw.error))
-                continue
             seq = self._known.get(seq_id)
+            if draw.error is not None:
+                at_fault = None if seq is None or draw.error != NONE_ALLOWED else seq.params.grammar_field
+                failed.append(Failed(seq_id, draw.error, at_fault))
+                continue
+            if draw.candidates is not None:
+                candidates.append(Candidates(seq_id, draw.candidates))
+                continue
             if seq is not None:  # None if it ended meanwhile
-                seq.tokens.append(draw.token_id)
-                if seq.edits is not None:
-                    seq.edits.append(draw.token_id)
+                seq.append(draw.token_id)
             sampled.append(Sampled(seq_id, draw.token_id, draw.logprob))
-        return StepResult(sampled, oldest.prompt_logprobs, failed, oldest.pooled)
+        return StepResult(sampled, oldest.prompt_logprobs, failed, oldest.pooled, candidates)
 
     def _fill_in_awaited(self, batch: Batch) -> None:
         """Put the tokens that the step before samples into the rows that await them, on the device."""
@@ -111,6 +143,8 @@ class ModelRunner:
             self._known.pop(seq_id, None)  # one that failed before it was learned
         for new in step.admitted:
             self._known[new.seq_id] = self._meet(new)
+        for seq_id, token_id in step.appended.items():
+            self._known[seq_id].append(token_id)
         for chunk in step.chunks:
             self._known[chunk.seq_id].block_table[chunk.first_block :] = chunk.blocks
 
@@ -127,12 +161,21 @@ class ModelRunner:
             choice=new.choice,
             params=new.params,
             edits=edits,
+            grammar=None if self._grammars is None else self._grammars.state(new.params, new.tokens[new.prompt_len :]),
             scores_prompt=(
                 new.params.prompt_logprobs is not None and new.choice == 0 and len(new.tokens) == new.prompt_len
             ),
+            num_candidates=self._num_candidates(new.params),
             pooler=None if new.pooling is None else Pooler(new.pooling),
             block_table=[],
         )
+
+    def _num_candidates(self, params: SamplingParams) -> int:
+        """So many that, whichever of them end an answer, one for each beam goes on."""
+        if not params.use_beam_search:
+            return 0
+        stop_ids = {*params.stop_token_ids, *(() if params.ignore_eos else self._model.config.eos_ids)}
+        return params.num_beams + len(stop_ids)
 
     def _copy(self, copies: list[tuple[int, int]]) -> None:
         if copies:
@@ -172,17 +215,45 @@ class ModelRunner:
                     pooled.append(Pooled(chunk.seq_id, values))
         return pooled, failed
 
-    def _sample(self, batch: Batch, hidden: Tensor) -> tuple[list[int], Draft | None]:
+    def _begin_masks(self, batch: Batch) -> "_Masks | None":
+        """Let the grammars of sequences that get a token compute their masks beside the model."""
+        following = {
+            chunk.seq_id: seq.grammar
+            for chunk in batch.chunks
+            if chunk.samples and (seq := self._known[chunk.seq_id]).grammar is not None
+        }
+        if not following or self._grammars is None:
+            return None
+        return _Masks(following, self._grammars.fill(list(following.values())))
+
+    def _take_masks(self, masks: "_Masks | None") -> list[Failed]:
+        """Wait for the masks and let the next tokens follow them. Returns the sequences whose grammar gave up."""
+        failed = []
+        if masks is not None:
+            masks.done.result()
+            for seq_id, state in masks.states.items():
+                seq, error = self._known[seq_id], state.error
+                if error is not None:
+                    message = f"{seq.params.grammar_field} needs too much work at this token: {error}"
+                    failed.append(Failed(seq_id, message, seq.params.grammar_field))
+                elif seq.edits is not None:
+                    seq.edits.restrict(state.mask)
+        return failed
+
+    def _sample(self, batch: Batch, hidden: Tensor, failed: set[int]) -> tuple[list[int], Draft | None]:
         """Begin to draw the next token of every chunk that reaches the end of its sequence."""
         ending = [
-            (chunk, last - 1) for chunk, last in zip(batch.chunks, batch.first_rows[1:], strict=True) if chunk.samples
+            (chunk, last - 1)
+            for chunk, last in zip(batch.chunks, batch.first_rows[1:], strict=True)
+            if chunk.samples and chunk.seq_id not in failed
         ]
         if not ending:
             return [], None
         rows: list[SampleRow] = []
         for chunk, _ in ending:
             seq = self._known[chunk.seq_id]
-            rows.append(SampleRow(seq.params, seq.choice, chunk.start + chunk.num_tokens, seq.edits))
+            position = chunk.start + chunk.num_tokens
+            rows.append(SampleRow(seq.params, seq.choice, position, seq.edits, seq.num_candidates))
         if len(rows) < len(hidden):
             hidden = hidden.index_select(0, torch.tensor([row for _, row in ending], device=hidden.device))
         return [chunk.seq_id for chunk, _ in ending], self._sampler.begin(hidden, rows)

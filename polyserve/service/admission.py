@@ -82,6 +82,7 @@ class Ticket:
     send: Callable[[], None] | None = None
     queued: bool = True  # until its first token
     started: bool = False
+    sent_at: float | None = None  # monotonic seconds
     closed: bool = False
 
 
@@ -112,6 +113,12 @@ class Admission:
         self.num_queued = self.num_queued_tokens = self.num_bytes = 0
         self.num_refused = 0
 
+    @property
+    def num_unsent(self) -> int:
+        """Choices that wait here for their turn."""
+        waiting = (ticket for tenant in self._tenants.values() for *_, ticket in tenant.waiting)
+        return sum(ticket.num_choices for ticket in waiting if not ticket.closed)
+
     def check_room(self) -> None:
         """Raise Overloaded if nothing would be taken in now: before any work is done for a request."""
         config = self._config
@@ -120,7 +127,7 @@ class Admission:
 
     def reserve(self, prompt_len: int, params: SamplingParams, *, tenant: str | None, num_characters: int) -> Ticket:
         """A place for a request. Raises Overloaded, or InvalidRequest if it could never have one."""
-        config = self._config
+        config, params = self._config, params.drawn
         num_bytes = workspace_bytes(prompt_len, params, vocab_size=self._vocab_size, max_model_len=self._max_model_len)
         needs = (
             ("choices", params.n, self.num_queued, config.max_queued_requests),
@@ -216,7 +223,7 @@ class Admission:
         """Send to the engine what it has room for."""
         while self._num_sent < self._max_sent and (tenant := self._next_tenant()) is not None:
             _, _, ticket = heapq.heappop(tenant.waiting)
-            ticket.started = True
+            ticket.started, ticket.sent_at = True, time.monotonic()
             tenant.served += ticket.prompt_cost
             self._num_sent += ticket.num_choices
             assert ticket.send is not None

@@ -1,6 +1,7 @@
 """The front of a server: text in, text out, for many requests at a time, with the engine in another process.
 
     encode, render_chat   off the event loop, in a few threads
+    check_grammar         in a process that may die of it
     generate              Add -> engine;  Outputs -> the request's list -> its own task: SequenceText -> ChoiceDelta
     embed                 the same for one vector
 
@@ -15,25 +16,28 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
-from polyserve.config import EngineConfig
-from polyserve.errors import DeadlineExceeded, EngineDead, InternalError, InvalidRequest, PolyServeError
+from polyserve.config import GRAMMAR_TIMEOUT_MS, EngineConfig
+from polyserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, PolyServeError
 from polyserve.log import get_logger, set_up_logging
-from polyserve.output import LogprobEntry, SequenceText, prompt_logprob_entries
+from polyserve.output import LogprobEntry, SequenceText, mean_logprob, prompt_logprob_entries
 from polyserve.pooling import Pooling, unit_length
-from polyserve.request import POOLED, FinishReason, SequenceOutput, admit, check_request, pooling_request
+from polyserve.request import POOLED, FinishReason, SequenceOutput, admit, check_request, error_of, pooling_request
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.admission import Admission, AdmissionConfig, Ticket
 from polyserve.service.engine_process import COMMAND
+from polyserve.service.grammar_checker import GrammarChecker
 from polyserve.service.messages import Abort, Add, EngineStats, Outputs, Ready
 from polyserve.service.supervisor import STEP_TIMEOUT_S, Supervisor
 from polyserve.tokenizer.base import Tokenizer
 from polyserve.tokenizer.load import load_tokenizer
 from polyserve.tokenizer.rendering import TemplateProcess
+from polyserve.tools.parser import CallDelta
 
 log = get_logger(__name__)
 T = TypeVar("T")
@@ -49,10 +53,11 @@ class ChoiceDelta:
     text: str
     token_ids: list[int]
     logprobs: list[LogprobEntry] | None
-    finish_reason: FinishReason | None
+    finish_reason: FinishReason | Literal["tool_calls"] | None
     stop_reason: int | str | None
     prompt_logprobs: list[LogprobEntry | None] | None  # with the first delta of choice 0, if asked for
     num_cached_tokens: int
+    calls: list[CallDelta] = field(default_factory=list)  # of functions; `text` is without them
 
 
 class AsyncLLM:
@@ -66,6 +71,7 @@ class AsyncLLM:
         *,
         max_logprobs: int,
         admission: AdmissionConfig | None = None,
+        grammar_timeout_ms: int = GRAMMAR_TIMEOUT_MS,
     ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = ready.vocab_size
@@ -87,6 +93,7 @@ class AsyncLLM:
         self._streams: dict[str, _Stream] = {}
         template = tokenizer.chat_template
         self._renderer = None if template is None else TemplateProcess(template)
+        self._grammars = GrammarChecker(limit_ms=grammar_timeout_ms)
         self._threads = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
         self._watcher = asyncio.create_task(self._watch())
         engine.listen(self._distribute)
@@ -117,8 +124,12 @@ class AsyncLLM:
         chat_template: str | None = None,
         max_logprobs: int = 20,
         admission: AdmissionConfig | None = None,
+        grammar_timeout_ms: int = GRAMMAR_TIMEOUT_MS,
     ) -> "AsyncLLM":
-        """The same for what `Supervisor.start` gave. The process is ended if this fails."""
+        """The same for what `Supervisor.start` gave. The process is ended if this fails.
+
+        grammar_timeout_ms: processor time that compiling a request's grammar may take.
+        """
         try:
             tokenizer, ready = await asyncio.gather(
                 asyncio.to_thread(load_tokenizer, path, chat_template=chat_template), engine.ready()
@@ -126,7 +137,14 @@ class AsyncLLM:
         except BaseException:
             await engine.close()
             raise
-        return cls(engine, tokenizer, ready, max_logprobs=max_logprobs, admission=admission)
+        return cls(
+            engine,
+            tokenizer,
+            ready,
+            max_logprobs=max_logprobs,
+            admission=admission,
+            grammar_timeout_ms=grammar_timeout_ms,
+        )
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text."""
@@ -138,6 +156,7 @@ class AsyncLLM:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: list[dict[str, object]] | None = None,
     ) -> str:
         """The prompt of a conversation. Encode it with `add_special_tokens=False`: the template writes them itself."""
         return await self._off_the_loop(
@@ -146,6 +165,7 @@ class AsyncLLM:
                 messages,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
+                tools=tools,
             )
         )
 
@@ -162,7 +182,11 @@ class AsyncLLM:
             max_logprobs=self.max_logprobs,
         )
 
-    async def generate(
+    async def check_grammar(self, params: SamplingParams) -> None:
+        """Raise InvalidRequest if `params` hold a grammar that cannot be followed, or only with too much work."""
+        await self._grammars.check(params)
+
+    def generate(
         self,
         request_id: str,
         prompt_ids: Sequence[int],
@@ -170,17 +194,37 @@ class AsyncLLM:
         *,
         ticket: Ticket | None = None,
         deadline: float = math.inf,
+        shown_ids: frozenset[int] = frozenset(),
     ) -> AsyncGenerator[ChoiceDelta, None]:
         """The answer to a prompt as it comes, its choices in any order. Leaving it (`aclose`, cancellation) aborts it.
 
         ticket: of `admission`; closed at the end.  deadline: in monotonic seconds. It holds wherever the request is,
-        and also if nobody fetches what comes.  Raises what `check` does, Overloaded, InvalidRequest if the engine can
-        never hold it, InternalError if the engine gives it up, DeadlineExceeded, EngineDead if there is none any more.
+        and also if nobody fetches what comes.  shown_ids: special tokens whose text is given out all the same.
+
+        Raises what `check` does, Overloaded, InvalidRequest if the engine can never hold it, InternalError if the
+        engine gives it up, DeadlineExceeded, EngineDead if there is none any more.
         """
+        deltas = self._generate(
+            request_id, prompt_ids, params.drawn, ticket=ticket, deadline=deadline, shown_ids=shown_ids
+        )
+        return deltas if params.drawn is params else _best_of(deltas, params)
+
+    async def _generate(
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        ticket: Ticket | None,
+        deadline: float,
+        shown_ids: frozenset[int],
+    ) -> AsyncGenerator[ChoiceDelta, None]:
         self.check(prompt_ids, params)
         ticket = ticket or self.admission.reserve(len(prompt_ids), params, tenant=None, num_characters=len(prompt_ids))
         stream = self._open(request_id, ticket, deadline)
-        texts = {choice: SequenceText(self.tokenizer, params) for choice in range(params.n)}  # those that go on
+        texts = {  # of those that go on
+            choice: SequenceText(self.tokenizer, params, shown_ids=shown_ids) for choice in range(params.n)
+        }
         try:
             self.admission.enter(ticket, partial(self._send, Add(admit(request_id, prompt_ids, params))))
             while texts:
@@ -221,7 +265,7 @@ class AsyncLLM:
             stream.close()
             self._leave(request_id, ticket)
         if output.pooled is None:
-            raise InternalError(output.error or "the engine gave this request up")
+            raise error_of(output)
         return unit_length(output.pooled)
 
     def _leave(self, request_id: str, ticket: Ticket) -> None:
@@ -245,9 +289,10 @@ class AsyncLLM:
         return stream
 
     async def _read(self, text: SequenceText, output: SequenceOutput) -> ChoiceDelta:
-        """The output as text. Raises InternalError if the engine could not go on."""
+        """The output as text. Raises InternalError if the engine could not go on, InvalidRequest if that is the
+        request's own fault."""
         if output.finish_reason == "error":
-            raise InternalError(output.error or "the engine gave this request up")
+            raise error_of(output)
         prompt_logprobs = None
         if output.prompt_logprobs is not None:  # one entry for each token of the prompt: too long for the loop
             prompt_logprobs = await self._off_the_loop(
@@ -296,6 +341,7 @@ class AsyncLLM:
         await self._engine.close()
         if self._renderer is not None:
             self._renderer.close()
+        await self._grammars.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _distribute(self, step: Outputs) -> None:
@@ -325,6 +371,30 @@ class AsyncLLM:
         for stream in self._streams.values():
             stream.fail(EngineDead(death.message))
         self.dead.set()
+
+
+async def _best_of(
+    deltas: AsyncGenerator[ChoiceDelta, None], params: SamplingParams
+) -> AsyncGenerator[ChoiceDelta, None]:
+    """The best of all answers, when all have ended, each as one delta with as much as was asked."""
+    parts: dict[int, list[ChoiceDelta]] = {}
+    async with aclosing(deltas):
+        async for delta in deltas:
+            parts.setdefault(delta.choice, []).append(delta)
+    entries = {choice: [entry for part in answer for entry in part.logprobs or ()] for choice, answer in parts.items()}
+    ranked = sorted(parts, key=lambda choice: (-mean_logprob(entries[choice]), choice))
+    prompt_logprobs = next((part.prompt_logprobs for part in parts[0] if part.prompt_logprobs is not None), None)
+    for place, choice in enumerate(ranked[: params.n]):
+        answer = parts[choice]
+        yield replace(
+            answer[-1],
+            choice=place,
+            text="".join(part.text for part in answer),
+            token_ids=[token_id for part in answer for token_id in part.token_ids],
+            logprobs=None if params.logprobs is None else entries[choice],
+            prompt_logprobs=None if place else prompt_logprobs,
+            num_cached_tokens=0 if place else parts[0][0].num_cached_tokens,
+        )
 
 
 class _Stream:

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ import zmq
 from polyserve.config import EngineConfig
 from polyserve.errors import InvalidRequest, ModelLoadError
 from polyserve.log import get_logger, set_up_logging
-from polyserve.request import Request, SequenceOutput
+from polyserve.request import Request, SequenceOutput, Vocabulary
 from polyserve.service.last_step import StepRecorder
 from polyserve.service.messages import (
     MAX_UNHEARD,
@@ -54,13 +55,21 @@ log = get_logger(__name__)
 
 EXIT_NOT_LOADED = 2
 GREETING_TIMEOUT_MS = 10_000  # how long a failed start waits for a front to tell it to
+IDLE_MS = 1000  # without a message before what may be needed later is prepared
 
 
 def load_engine(config: EngineConfig) -> "Engine":
     """The engine with its model. Importing torch takes long: by now the socket and the lifeline are there."""
     from polyserve.engine.engine import Engine
 
-    return Engine.from_config(config)
+    return Engine.from_config(config, load_vocabulary=partial(load_vocabulary, Path(config.model)))
+
+
+def load_vocabulary(path: Path) -> Vocabulary:
+    """What the tokens of a model look like."""
+    from polyserve.tokenizer.load import load_tokenizer
+
+    return load_tokenizer(path).vocabulary()
 
 
 def main(make_engine: Callable[[EngineConfig], "Engine"] = load_engine) -> int:
@@ -125,6 +134,7 @@ class CoreLoop:
         self._socket = socket
         self._unheard: dict[bytes, int] = {}  # of each front
         self._live: dict[str, _Live] = {}
+        self._is_warm = False
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[FrontMessage] = msgspec.msgpack.Decoder(FrontMessage)
 
@@ -146,6 +156,9 @@ class CoreLoop:
 
     def _receive(self, *, wait: bool) -> list[tuple[bytes, FrontMessage]]:
         messages = []
+        if wait and not self._is_warm and not self._socket.poll(IDLE_MS):
+            self._is_warm = True
+            self._engine.warm_up_grammars()
         if wait:
             self._socket.poll()
         with contextlib.suppress(zmq.Again):

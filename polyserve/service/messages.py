@@ -62,6 +62,10 @@ class EngineStats(msgspec.Struct, frozen=True):
     num_preemptions: int  # since the start
     prefix_query_tokens: int  # since the start
     prefix_hit_tokens: int  # since the start
+    num_steps: int = 0  # and what they computed and took, since the start
+    step_tokens: int = 0
+    step_seconds: float = 0.0
+    step_predicted_seconds: float = 0.0
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -96,6 +100,12 @@ class Outputs(msgspec.Struct, frozen=True, tag=True):
     outputs: list[SequenceOutput]
     refusals: list[Refusal]
     stats: EngineStats
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What `grammar_process` finds: why a grammar cannot be followed, as an InvalidRequest would say it, or nothing."""
+
+    message: str | None = None
 
 
 FrontMessage = Hello | Add | Abort | Heard | SetLogLevel

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from polyserve.errors import InvalidRequest
+from polyserve.request import Vocabulary
 from polyserve.tokenizer.chat import ChatTemplate
 
 NO_CHAT_TEMPLATE = (
@@ -105,6 +106,10 @@ class Tokenizer(ABC):
             known = self._bytes[token_id] = self._bytes_of(token_id)
         return known
 
+    def vocabulary(self) -> Vocabulary:
+        """Every token's bytes. Takes a moment: there may be hundreds of thousands."""
+        return Vocabulary([self.token_bytes(token_id) for token_id in range(self.vocab_size)], self.special_ids)
+
     def token_text(self, token_id: int) -> str:
         """`token_bytes` for people to read: bytes that are no whole character become U+FFFD."""
         return self.token_bytes(token_id).decode(errors="replace")
@@ -121,12 +126,16 @@ class Tokenizer(ABC):
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: list[dict[str, object]] | None = None,
     ) -> str:
         """The prompt of a conversation. Encode it with `add_special_tokens=False`: a template writes BOS itself."""
         if self.chat_template is None:
             raise InvalidRequest(NO_CHAT_TEMPLATE, param="messages")
         return self.chat_template.render(
-            messages, add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
         )
 
     def info(self) -> TokenizerInfo:

@@ -2,8 +2,8 @@
 
 Messages   [{"role": "user", "content": "..."}, ...], plain values only
 Template   sees what Hugging Face's `apply_chat_template` shows it: `messages`, `add_generation_prompt`, `bos_token`,
-           `eos_token`, `tools` and `documents` (None), `raise_exception`, `strftime_now`, `tojson`,
-           `{% generation %}` blocks, loop controls
+           `eos_token`, `tools` (None: there are none), `documents` (None), `raise_exception`, `strftime_now`,
+           `tojson`, `{% generation %}` blocks, loop controls
 Templates are code from whoever made the checkpoint. The sandbox keeps them from reaching Python; only this module
 renders one, and no request can bring its own. They are compiled once, when the tokenizer is loaded. How much time and
 memory a template takes, nothing here can bound: for a server, `rendering.py` does.
@@ -47,19 +47,20 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: list[dict[str, object]] | None = None,
     ) -> str:
         """The prompt of a conversation. `add_generation_prompt` opens the assistant's turn; `continue_final_message`
         leaves the last message open instead, to be gone on with. Messages that the template refuses: InvalidRequest."""
         if not continue_final_message:
-            return self._render(messages, add_generation_prompt)
+            return self._render(messages, add_generation_prompt, tools)
         if add_generation_prompt:
             raise InvalidRequest(
                 "continue_final_message goes on with the last message, so add_generation_prompt must be false",
                 param="add_generation_prompt",
             )
-        return self._render_open(messages)
+        return self._render_open(messages, tools)
 
-    def _render_open(self, messages: list[dict[str, object]]) -> str:
+    def _render_open(self, messages: list[dict[str, object]], tools: list[dict[str, object]] | None) -> str:
         """The prompt up to the end of the last message's text."""
         content = messages[-1].get("content") if messages else None
         if not isinstance(content, str):
@@ -67,7 +68,7 @@ class ChatTemplate:
                 "continue_final_message needs a last message whose content is a text", param="messages"
             )
         marked: dict[str, object] = {**messages[-1], "content": content + _END_MARK + " "}
-        rendered = self._render([*messages[:-1], marked], add_generation_prompt=False)
+        rendered = self._render([*messages[:-1], marked], False, tools)
         if _END_MARK not in rendered:
             raise InvalidRequest(
                 "the chat template leaves the last message out, so it cannot be continued", param="messages"
@@ -75,10 +76,12 @@ class ChatTemplate:
         kept, _, rest = rendered.rpartition(_END_MARK)
         return kept if rest.startswith(" ") else kept.rstrip()
 
-    def _render(self, messages: list[dict[str, object]], add_generation_prompt: bool) -> str:
+    def _render(
+        self, messages: list[dict[str, object]], add_generation_prompt: bool, tools: list[dict[str, object]] | None
+    ) -> str:
         try:
             return self._template.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, tools=None, documents=None
+                messages=messages, add_generation_prompt=add_generation_prompt, tools=tools, documents=None
             )
         except (
             TemplateError,

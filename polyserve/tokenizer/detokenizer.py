@@ -16,9 +16,12 @@ _new_decoder = codecs.getincrementaldecoder("utf-8")
 class Detokenizer:
     """The text of one growing sequence. A space before the first word is kept: the sequence continues a prompt."""
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, shown_ids: frozenset[int] = frozenset()
+    ) -> None:
+        """shown_ids: special tokens that are not skipped."""
         self._tokenizer = tokenizer
-        self._skipped: frozenset[int] = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skipped: frozenset[int] = tokenizer.special_ids - shown_ids if skip_special_tokens else frozenset()
         self._decoder = _new_decoder("replace")
 
     def push(self, token_ids: Iterable[int]) -> str:

@@ -77,19 +77,24 @@ CHAT_FAULTS = [
     ({"messages": [{"role": "user", "content": "refuse me"}]}, "messages", "not this"),
     ({"messages": [{"role": "user", "content": "x" * 500}]}, "messages", "too many"),
     ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message", "cannot go with"),
-    ({"tools": [{"type": "function"}]}, "tools", "not supported"),
-    ({"tool_choice": "required"}, "tool_choice", 'must be "none" or "auto" or left out'),
-    ({"response_format": {"type": "json_object"}}, "response_format", 'must be {"type":"text"} or left out'),
+    ({"tools": [{"type": "function"}]}, "tools[0].function", "is required"),
+    ({"tool_choice": "required"}, "tool_choice", "needs tools"),
     ({"functions": [{}]}, "functions", "not supported"),
     ({"audio": {"voice": "x"}}, "audio", "not supported"),
     ({"modalities": ["audio"]}, "modalities", "not supported"),
-    ({"store": True}, "store", "not supported"),
-    ({"parallel_tool_calls": 1}, "parallel_tool_calls", "not supported"),
+    ({"store": True}, "store", "not supported by this server: it was started without --store"),
+    ({"parallel_tool_calls": 1}, "parallel_tool_calls", "true or false"),
     ({"reasoning_effort": "high"}, "reasoning_effort", "not supported"),
-    ({"guided_json": {}}, "guided_json", "not a field"),
-    ({"use_beam_search": True}, "use_beam_search", "not a field"),
+    ({"best_of": 1, "n": 2}, "best_of", "at least n (2), got 1"),
+    ({"length_penalty": 2.0}, "length_penalty", "needs use_beam_search"),
+    ({"early_stopping": "never"}, "early_stopping", "needs use_beam_search"),
+    ({"use_beam_search": True, "early_stopping": "soon"}, "early_stopping", "got 'soon'"),
+    ({"use_beam_search": True, "length_penalty": 11.0}, "length_penalty", "at most 10, got 11"),
+    ({"use_beam_search": True, "temperature": 0.5}, "temperature", "must be 0 or 1 with use_beam_search"),
+    ({"use_beam_search": True, "top_p": 0.5}, "top_p", "cannot go with use_beam_search"),
+    ({"guided_xml": {}}, "guided_xml", "not a field"),
     ({"metadata": {str(i): "" for i in range(17)}}, "metadata", "at most 16 entries, got 17"),
-    ({"metadata": {"x" * 65: ""}}, "metadata", "keys of at most 64 characters"),
+    ({"metadata": {"x" * 65: ""}}, "metadata", "keys of at most 64 characters, got one of 65"),
     ({"service_tier": "gold"}, "service_tier", "got 'gold'"),
     ({"cache_salt": ""}, "cache_salt", "1 to 512 characters"),
     ({"prompt_cache_retention": "24h"}, "prompt_cache_retention", "not supported"),
@@ -119,7 +124,7 @@ COMPLETION_FAULTS = [
     ({"max_tokens": 0}, "max_tokens", "at least 1"),
     ({"logprobs": 21}, "logprobs", "at most 20, got 21"),
     ({"logprobs": True}, "logprobs", "must be a whole number, got true"),
-    ({"best_of": 2}, "best_of", "not supported"),
+    ({"best_of": 129}, "best_of", "at most 128, got 129"),
     ({"suffix": "end"}, "suffix", "not supported"),
     ({"messages": []}, "messages", "not a field"),
     ({"tools": []}, "tools", "not a field"),
@@ -182,10 +187,14 @@ def test_an_unknown_route_is_a_404_in_the_same_shape(client: httpx.Client) -> No
     assert error_of(client.get("/v1/nothing"), 404)["message"] == "there is no '/v1/nothing' here"
 
 
-def test_a_wrong_method_is_a_405_that_says_the_right_one(client: httpx.Client) -> None:
-    response = client.get(CHAT)
-    assert "does not take GET, but POST" in error_of(response, 405)["message"]
-    assert response.headers["allow"] == "POST"
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [(COMPLETIONS, "POST"), (CHAT, "GET, POST"), (f"{CHAT}/x", "GET, POST, DELETE"), ("/v1/models", "GET")],
+)
+def test_a_wrong_method_is_a_405_that_says_the_right_ones(client: httpx.Client, path: str, allowed: str) -> None:
+    response = client.put(path)
+    assert f"does not take PUT, but {allowed}" in error_of(response, 405)["message"]
+    assert response.headers["allow"] == allowed
 
 
 def test_head_is_get_without_a_body(client: httpx.Client) -> None:
@@ -194,7 +203,7 @@ def test_head_is_get_without_a_body(client: httpx.Client) -> None:
         assert (response.status_code, response.content) == (200, b"")
         assert response.headers["content-length"] == client.get(path).headers["content-length"]
     assert client.head("/v1/nothing").status_code == 404
-    assert client.head(CHAT).status_code == 405
+    assert client.head(COMPLETIONS).status_code == 405
 
 
 def test_a_body_may_be_large_but_not_larger(client: httpx.Client) -> None:

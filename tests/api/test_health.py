@@ -50,7 +50,7 @@ def test_requests_are_taken_in_while_the_engine_is_started_again(client: httpx.C
 
 
 def test_a_server_that_drains_is_alive_not_ready_and_refuses_what_is_new() -> None:
-    with live_server() as server:
+    with live_server(drain_timeout_s=60.0) as server:
         server.llm.hold(2)
         with httpx.stream("POST", f"{server.url}/v1/completions", json={"prompt": "a", "stream": True}) as response:
             wait_until(lambda: bool(server.llm.live))

@@ -51,6 +51,19 @@ def test_both_protocols_give_the_same_tokens_and_the_same_numbers(running: Serve
     assert values == choice["logprobs"]["token_logprobs"]
 
 
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_both_protocols_give_the_same_vectors(running: Served, pooling: str) -> None:
+    texts = ["Die Hauptstadt von Deutschland", "北京"]
+    body = {"input": texts, "pooling": pooling, "dimensions": 10}
+    data = httpx.post(f"{running.url}/v1/embeddings", json=body, timeout=PATIENCE_S).json()["data"]
+    with grpc.insecure_channel(running.grpc_address) as channel:
+        inputs = [pb.EmbedInput(text=text) for text in texts]
+        request = pb.EmbedRequest(inputs=inputs, pooling=f"POOLING_{pooling.upper()}", dimensions=10)
+        answer = PolyServeStub(channel).Embed(request)
+    assert [list(one.values) for one in answer.embeddings] == [item["embedding"] for item in data]
+    assert data[0]["embedding"] != data[1]["embedding"]
+
+
 def test_a_salt_keeps_cached_prompts_apart_over_both_protocols(running: Served) -> None:
     prompt = list(range(100))
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from polyserve.cli.main import main
+from polyserve.config import EngineConfig
 from polyserve.model.families import read_config
-from polyserve_benchmarks.compare.cost import attention_flops, kv_bytes_read
+from polyserve_benchmarks.compare.cost import attention_flops, kv_bytes_read, served_bytes, step_bytes
 from polyserve_benchmarks.steps import Steps, planned
 from support.checkpoints import make_checkpoint
 
@@ -31,6 +32,23 @@ def test_a_layer_with_a_window_reads_no_more_than_that(tmp_path: Path) -> None:
     assert attention_flops(config, 10**6) == seen * 4 * config.num_heads * config.head_size
 
 
+def test_a_small_cache_is_read_in_its_own_bytes_with_a_scale_a_head(tmp_path: Path) -> None:
+    config = read_config(make_checkpoint(tmp_path / "tiny", "llama"))
+    heads = config.num_layers * 2 * config.num_kv_heads
+    assert kv_bytes_read(config, 10, "int8") == 10 * heads * (config.head_size + 4)
+    assert kv_bytes_read(config, 10, "float32") == 10 * heads * config.head_size * 4
+
+
+def test_weights_are_counted_as_they_are_served(tmp_path: Path) -> None:
+    plain = make_checkpoint(tmp_path / "tiny", "llama")
+    assert main(["quantize", str(plain), str(tmp_path / "small"), "--scheme", "int8"]) == 0
+    stored = step_bytes(tmp_path / "small", "stored")
+    assert served_bytes(tmp_path / "small", EngineConfig()) == stored
+    in_bf16 = served_bytes(plain, EngineConfig())
+    assert served_bytes(plain, EngineConfig(dtype="float32")) > in_bf16 > stored
+    assert served_bytes(plain, EngineConfig(quantization="int8")) == step_bytes(plain, "int8")
+
+
 def test_the_command_prints_each_cell_and_a_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(make_checkpoint(tmp_path / "tiny", "llama"))
     flags = ["--num-streams", "1", "--contexts", "8,16", "--num-steps", "3", "--threads", "1"]
@@ -38,7 +56,7 @@ def test_the_command_prints_each_cell_and_a_document(tmp_path: Path, capsys: pyt
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     cells = {(cell["num_streams"], cell["context"]): cell for cell in document["results"]}
     assert list(cells) == [(1, 8), (1, 16)]
-    assert all(cell["step_ms"] > 0 for cell in cells.values())
+    assert all(cell["predicted_ms"] == max(cell["bytes_ms"], cell["operations_ms"]) for cell in cells.values())
     assert cells[1, 16]["bytes_ms"] > cells[1, 8]["bytes_ms"]
 
 

@@ -43,7 +43,7 @@ def test_bench_prints_a_line_for_each_number_of_streams_and_one_json_document_la
     assert {"cpu", "cores", "memory_bytes"} <= document["machine"].keys()
     for result in document["results"]:
         assert result["output_throughput"] == pytest.approx(result["total_output_tokens"] / result["duration"])
-        assert 0 < result["percent_of_limit"] < 100
+        assert result["percent_of_limit"] > 0  # of limits measured beside whatever else runs
 
 
 def test_bench_refuses_what_the_model_is_too_short_for(tiny_model_folder, capsys):

@@ -212,24 +212,41 @@ def test_prompt_log_probabilities_that_are_no_numbers_fail_that_sequence_alone()
     assert {key[0]: answer.finish_reason for key, answer in answers.items()} == {"bad": "error", "good": "length"}
 
 
-def test_a_step_that_cannot_be_computed_ends_its_sequences_and_the_engine_goes_on(model, caplog, monkeypatch):
-    engine = make_engine(model, max_num_seqs=2)
-    requests = [make_request(name, [5, 6, 7], max_tokens=5, ignore_eos=True) for name in ("a", "b", "c")]
-    for request in requests:
-        engine.add(request)
-    engine.step()
+def test_after_a_step_that_could_not_be_computed_every_answer_is_what_it_would_have_been(model, caplog, monkeypatch):
+    requests = [make_request(f"r{n}", [5, 6, n], n=1 + n % 2, max_tokens=5, ignore_eos=True) for n in range(6)]
+    undisturbed = {key: answer.bits for key, answer in run(make_engine(model), requests).items()}
+    compute, failing = ModelRunner._compute, iter([False, False, True, False, True, True])
 
-    def out_of_memory(*_):
-        raise RuntimeError("out of memory")
+    def out_of_memory(*arguments):
+        if next(failing, False):
+            raise MemoryError("out of memory")
+        return compute(*arguments)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(ModelRunner, "_compute", out_of_memory)
-        outputs = engine.step()
-    assert {(output.request_id, output.finish_reason) for output in outputs} == {("a", "error"), ("b", "error")}
-    assert all(output.error for output in outputs)
+    monkeypatch.setattr(ModelRunner, "_compute", out_of_memory)
+    engine = make_engine(model, max_num_seqs=4)
+    answers = run(engine, requests)
+    ended = {key: answer.bits for key, answer in answers.items() if answer.error is None}
+    assert ended == {key: bits for key, bits in undisturbed.items() if key in ended}
+    assert len(ended) == len(undisturbed) - 2  # two faults met a sequence that was alone
     assert "out of memory" in caplog.text
-    answers = run(engine, [])
-    assert answers["c", 0].bits == run(make_engine(model), requests[2:])["c", 0].bits
+    assert engine.stats().num_free_blocks == engine.stats().num_blocks
+
+
+def test_a_fault_of_one_request_ends_that_one_alone(model, monkeypatch):
+    requests = [make_request(f"r{n}", [5, 6, n], max_tokens=5, ignore_eos=True) for n in range(6)]
+    undisturbed = {key: answer.bits for key, answer in run(make_engine(model), requests).items()}
+    compute = ModelRunner._compute
+
+    def faulty(runner, batch):
+        if 3 in batch.token_ids:
+            raise RuntimeError("a fault of token 3")
+        return compute(runner, batch)
+
+    monkeypatch.setattr(ModelRunner, "_compute", faulty)
+    engine = make_engine(model)
+    answers = run(engine, requests)
+    assert (answers.pop(("r3", 0)).finish_reason, undisturbed.pop(("r3", 0))[0] != []) == ("error", True)
+    assert {key: answer.bits for key, answer in answers.items()} == undisturbed
     assert engine.stats().num_free_blocks == engine.stats().num_blocks
 
 

@@ -324,15 +324,29 @@ def test_a_sequence_that_fails_ends_alone():
     assert (len(engine.tokens["good", 0]), engine.last["good", 0].finish_reason) == (3, "length")
 
 
-def test_a_step_that_cannot_be_computed_ends_its_sequences_and_nobody_elses():
+def test_after_a_step_that_cannot_be_computed_its_sequences_are_tried_one_by_one():
+    engine = PaperEngine(max_num_seqs=2)
+    requests = [a_request(name, [1, 2, 3, 4, 5], max_tokens=3) for name in ("a", "b", "waits")]
+    for request in requests:
+        engine.scheduler.add(request)
+    engine.fail_step()
+    assert not engine.last
+    assert chunks_of(engine.step()) == {0: (0, 5)}  # nothing of the failed step is taken for computed
+    assert chunks_of(engine.step()) == {1: (4, 1)}
+    assert chunks_of(engine.step()) == {0: (5, 1), 1: (5, 1)}
+    engine.drain()
+    assert engine.tokens == {(request.request_id, 0): answer_to(request, 0, 64) for request in requests}
+
+
+def test_what_cannot_be_computed_alone_is_ended_and_nobody_else():
     engine = PaperEngine(max_num_seqs=2)
     for name in ("a", "b", "waits"):
         engine.scheduler.add(a_request(name, [1, 2, 3, 4, 5], max_tokens=3))
     engine.fail_step()
-    assert {key: output.finish_reason for key, output in engine.last.items()} == {("a", 0): "error", ("b", 0): "error"}
+    engine.fail_step()
+    assert {key: output.finish_reason for key, output in engine.last.items()} == {("a", 0): "error"}
     engine.drain()
-    assert len(engine.tokens["waits", 0]) == 3
-    assert engine.last["waits", 0].num_cached_tokens == 0  # nothing of the failed step is taken for computed
+    assert [len(engine.tokens[name, 0]) for name in ("b", "waits")] == [3, 3]
 
 
 def test_the_statistics_count_prompts_that_were_looked_up():

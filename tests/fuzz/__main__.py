@@ -38,7 +38,7 @@ def main() -> None:
         for number, seed in enumerate(seeds(target)):
             (Path(corpus) / str(number)).write_bytes(seed)
         places = [] if any(not option.startswith("-") for option in options) else [corpus]
-        atheris.Setup([sys.argv[0], f"-max_len={MAX_FILE_BYTES}", "-timeout=10", *options, *places], TARGETS[target])
+        atheris.Setup([sys.argv[0], f"-max_len={MAX_FILE_BYTES}", "-timeout=60", *options, *places], TARGETS[target])
         atheris.Fuzz()
 
 

@@ -86,6 +86,9 @@ class FakeEngine:
         self._sequences = [s for s in self._sequences if (s.request.request_id, s.choice) not in ended]
         return outputs
 
+    def warm_up_grammars(self) -> None:
+        """It has none."""
+
     def stats(self) -> EngineStats:
         return EngineStats(len(self._sequences), 0, 0, 0, 0, 0, 0)
 
@@ -93,7 +96,7 @@ class FakeEngine:
 def _next_output(sequence: _Sequence) -> SequenceOutput:
     request, params = sequence.request, sequence.request.params
     if request.prompt_ids[0] == POISON:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGSEGV)
     if request.prompt_ids[0] == ENDLESS:
         time.sleep(60)
     if request.prompt_ids[0] == HOPELESS:

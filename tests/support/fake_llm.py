@@ -7,7 +7,8 @@ embedding is `vector_of` it. What goes on can be disturbed:
     hold(n)         every request waits after n tokens           fail(n, e)  every request raises `e` after n tokens
     release()       they go on
     die()           there is no engine any more                  seen        params of every request, in order
-    progressing     False: the engine is being started again
+    progressing     False: the engine is being started again     embedded    token ids and pooling of every vector
+    reply           what is answered instead of REPLY
 Made and used on one event loop; what a test reads or sets from another thread are plain attributes.
 """
 
@@ -19,9 +20,11 @@ from typing import cast
 
 from polyserve.api.frontend import Frontend
 from polyserve.api.limits import Limits
+from polyserve.api.store import Store
+from polyserve.engine.grammar import byte_tokenizer, compile_grammar
 from polyserve.errors import DeadlineExceeded, EngineDead
 from polyserve.output import SequenceText, prompt_logprob_entries
-from polyserve.pooling import Pooling, unit_length
+from polyserve.pooling import Pooling
 from polyserve.request import POOLED, SequenceOutput, TokenLogprob, check_request
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.admission import Admission, AdmissionConfig, Ticket
@@ -35,6 +38,7 @@ VOCAB_SIZE = 258
 MAX_MODEL_LEN = 400
 MAX_LOGPROBS = 20
 NUM_CANDIDATES = 40
+MODEL_SIZE = 6
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role == 'user' and message.content == 'refuse me' %}{{ raise_exception('not this') }}{% endif %}"
@@ -80,6 +84,7 @@ class FakeLLM:
         self.dead = asyncio.Event()
         self.live: set[str] = set()
         self.progressing = True
+        self.num_restarts = 0
         self.admission = Admission(
             AdmissionConfig(), max_num_seqs=64, vocab_size=VOCAB_SIZE, max_model_len=MAX_MODEL_LEN
         )
@@ -87,8 +92,10 @@ class FakeLLM:
 
     def reset(self) -> None:
         """Forget what was seen and what was asked for."""
+        self.reply = REPLY
         self.aborted: list[str] = []
         self.seen: list[SamplingParams] = []
+        self.embedded: list[tuple[list[int], str]] = []
         self._hold_after: int | None = None
         self._failure: tuple[int, Exception] | None = None
 
@@ -124,9 +131,13 @@ class FakeLLM:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: list[dict[str, object]] | None = None,
     ) -> str:
         return self.tokenizer.render_chat(
-            messages, add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
         )
 
     def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
@@ -138,12 +149,17 @@ class FakeLLM:
             max_logprobs=self.max_logprobs,
         )
 
+    async def check_grammar(self, params: SamplingParams) -> None:
+        if params.grammar_field is not None:
+            compile_grammar(params, byte_tokenizer())
+
     async def generate(
         self,
         request_id: str,
         prompt_ids: Sequence[int],
         params: SamplingParams,
         *,
+        shown_ids: frozenset[int] = frozenset(),
         ticket: Ticket | None = None,
         deadline: float = math.inf,
     ) -> AsyncGenerator[ChoiceDelta, None]:
@@ -158,7 +174,7 @@ class FakeLLM:
             while texts:
                 await self._disturb(position, deadline)
                 for choice in sorted(texts, reverse=True):  # their order is nothing to rely on
-                    output = next_output(request_id, choice, position, prompt_ids, params)
+                    output = next_output(request_id, choice, position, prompt_ids, params, reply=self.reply.encode())
                     delta = texts[choice].push(output)
                     if delta.finish_reason is not None:
                         del texts[choice]
@@ -189,11 +205,16 @@ class FakeLLM:
         deadline: float = math.inf,
     ) -> list[float]:
         self.check(prompt_ids, POOLED)
+        self.embedded.append((list(prompt_ids), pooling))
         self.live.add(request_id)
+        ended = False
         try:
             await self._disturb(0, deadline)
+            ended = True
         finally:
             self.live.discard(request_id)
+            if not ended:
+                self.aborted.append(request_id)
         return vector_of(prompt_ids, pooling)
 
     async def _disturb(self, position: int, deadline: float) -> None:
@@ -210,10 +231,9 @@ class FakeLLM:
 
 
 def next_output(
-    request_id: str, choice: int, position: int, prompt_ids: Sequence[int], params: SamplingParams
+    request_id: str, choice: int, position: int, prompt_ids: Sequence[int], params: SamplingParams, *, reply: bytes
 ) -> SequenceOutput:
     """What the engine sends for the answer's token at `position`."""
-    reply = REPLY.encode()
     ended = position == len(reply) and not params.ignore_eos
     token_id = EOS if position == len(reply) else reply[(position + (params.seed or 0) + choice) % len(reply)]
     stops = ended or token_id in params.stop_token_ids
@@ -237,9 +257,8 @@ def next_output(
 
 
 def vector_of(prompt_ids: Sequence[int], pooling: Pooling) -> list[float]:
-    """Eight numbers that tell prompts and poolings apart."""
-    pooled = prompt_ids[-1:] if pooling == "last" else prompt_ids
-    return unit_length([1.0 + sum(token_id * (i + 3) % 17 for token_id in pooled) for i in range(8)])
+    """MODEL_SIZE numbers, the first of which grows with the prompt."""
+    return [len(prompt_ids), 1.0 if pooling == "mean" else 2.0, *[0.5 + prompt_ids[-1]] * (MODEL_SIZE - 2)]
 
 
 def logprob_of(token_id: int, position: int) -> float:
@@ -255,7 +274,11 @@ def scores(token_id: int, position: int, num_top: int) -> TokenLogprob:
 
 
 def fake_frontend(
-    llm: FakeLLM | None = None, *, limits: Limits | None = None, request_timeout_s: float = math.inf
+    llm: FakeLLM | None = None,
+    *,
+    limits: Limits | None = None,
+    request_timeout_s: float = math.inf,
+    store: Store | None = None,
 ) -> Frontend:
     """A Frontend in front of a FakeLLM."""
     return Frontend(
@@ -263,4 +286,5 @@ def fake_frontend(
         model_names=("fake", "org/alias"),
         limits=limits,
         request_timeout_s=request_timeout_s,
+        store=store,
     )

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import uvloop
@@ -16,11 +17,13 @@ from polyserve.api.ports import listen
 from polyserve.api.protection import Protection
 from polyserve.api.server import serve
 from polyserve.api.stop import Stop
+from polyserve.api.store import Store
 from support.fake_llm import FakeLLM, fake_frontend
 
 HOST = "127.0.0.1"
 TIMEOUT_S = 60.0  # of what happens soon: longer than a busy machine makes it
 DRAIN_TIMEOUT_S = 0.5
+STORE_LIMIT = 5  # completions of a tenant
 
 
 class LiveServer:
@@ -33,11 +36,17 @@ class LiveServer:
     announced: str
 
     def __init__(
-        self, make_llm: Callable[[], FakeLLM], protection: Protection, drain_timeout_s: float, request_timeout_s: float
+        self,
+        make_llm: Callable[[], FakeLLM],
+        protection: Protection,
+        drain_timeout_s: float,
+        request_timeout_s: float,
+        store_path: Path | None,
     ) -> None:
         self._drain_timeout_s = drain_timeout_s
         self._request_timeout_s = request_timeout_s
         self._make_llm = make_llm
+        self._store_path = store_path
         self._protection = protection
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -59,6 +68,14 @@ class LiveServer:
         """Let requests go on that were held."""
         self._loop.call_soon_threadsafe(self.llm.release)
 
+    def num_tasks(self) -> int:
+        """Of the server's loop."""
+
+        async def count() -> int:
+            return len(asyncio.all_tasks()) - 1
+
+        return asyncio.run_coroutine_threadsafe(count(), self._loop).result(TIMEOUT_S)
+
     def join(self) -> None:
         self._thread.join(TIMEOUT_S)
         assert not self._thread.is_alive()
@@ -74,8 +91,11 @@ class LiveServer:
         self._loop = asyncio.get_running_loop()
         self._stop = Stop()
         self.llm = self._make_llm()
+        store = None
+        if self._store_path is not None:
+            store = await Store.open(self._store_path, limit=STORE_LIMIT)
         self.frontend = fake_frontend(
-            self.llm, limits=self._protection.limits, request_timeout_s=self._request_timeout_s
+            self.llm, limits=self._protection.limits, request_timeout_s=self._request_timeout_s, store=store
         )
         with listen(HOST, 0) as http_socket, listen(HOST, 0) as grpc_socket:
             self.url = f"http://{HOST}:{http_socket.getsockname()[1]}"
@@ -104,9 +124,10 @@ def live_server(
     protection: Protection | None = None,
     drain_timeout_s: float = DRAIN_TIMEOUT_S,
     request_timeout_s: float = math.inf,
+    store_path: Path | None = None,
 ) -> Iterator[LiveServer]:
     """A server for as long as the block runs."""
-    server = LiveServer(make_llm, protection or Protection(), drain_timeout_s, request_timeout_s)
+    server = LiveServer(make_llm, protection or Protection(), drain_timeout_s, request_timeout_s, store_path)
     server.start()
     try:
         yield server

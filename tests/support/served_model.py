@@ -40,4 +40,8 @@ def served(model: Path | str, *flags: str) -> Iterator[Served]:
             yield Served(addresses[1], addresses[2], process)
         finally:
             process.terminate()
-            process.wait(STOP_TIMEOUT_S)
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()  # else leaving the block would wait for ever
+                raise

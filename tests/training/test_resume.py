@@ -1,6 +1,7 @@
 """A run that was killed anywhere and started again is, to the bit, the run that nobody killed."""
 
 import json
+import random
 import shutil
 import signal
 import subprocess
@@ -35,6 +36,25 @@ setattr(place, name, until)
 from polyserve_training.pretrain import train
 from polyserve_training.recipe import read_recipe
 train(read_recipe(Path(sys.argv[1]), sys.argv[6:]))
+"""
+# The same at one call of all that training makes, counted over its threads; 0: at none, and their number is printed
+KILLED_ANYWHERE = """
+import os, signal, sys, threading
+from pathlib import Path
+from polyserve_training.pretrain import train
+from polyserve_training.recipe import read_recipe
+left = int(sys.argv[2])
+def watch(frame, event, argument):
+    global left
+    if event in ("call", "c_call") and "polyserve_training" in frame.f_code.co_filename:
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+recipe = read_recipe(Path(sys.argv[1]), sys.argv[3:])
+threading.setprofile(watch)
+sys.setprofile(watch)
+train(recipe)
+print(-left)
 """
 MOMENTS = {
     "before the first checkpoint": ("polyserve_training.trainer", "Trainer", "step", 1),
@@ -75,19 +95,44 @@ def test_a_run_that_is_killed_and_started_again_has_the_same_bits(
 ):
     path = write_recipe(tmp_path, tokenizer=tokenizer_folder, data=data_folder)
     arguments = [str(path), *map(str, MOMENTS[moment]), f"checkpoints.asynchronous={asynchronous}"]
-    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False, stderr=subprocess.PIPE)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
-    run, sha256 = uninterrupted
+    killed = run(KILLED, *arguments)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    folder, sha256 = uninterrupted
     assert train(recipe) == sha256
-    assert lines(tmp_path / "run") == lines(run)
+    assert lines(tmp_path / "run") == lines(folder)
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["step-00000008", "step-00000009"]
 
 
-def test_a_run_that_is_done_is_left_alone(uninterrupted, tmp_path, recipe):
-    run, sha256 = uninterrupted
-    shutil.copytree(run, tmp_path / "run")
+@pytest.fixture(scope="module")
+def num_calls(tmp_path_factory, tokenizer_folder, data_folder) -> int:
+    path = write_recipe(tmp_path_factory.mktemp("counted"), tokenizer=tokenizer_folder, data=data_folder)
+    return int(run(KILLED_ANYWHERE, path, 0).stdout)
+
+
+def run(program: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 20))])
+def test_a_run_that_is_killed_again_and_again_has_the_same_bits(
+    seed, num_calls, uninterrupted, recipe, tmp_path, tokenizer_folder, data_folder
+):
+    path = write_recipe(tmp_path, tokenizer=tokenizer_folder, data=data_folder)
+    moments = random.Random(seed)
+    for _ in range(2):
+        killed = run(KILLED_ANYWHERE, path, moments.randrange(1, num_calls // 2))
+        assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    folder, sha256 = uninterrupted
     assert train(recipe) == sha256
-    assert lines(tmp_path / "run") == lines(run)
+    assert lines(tmp_path / "run") == lines(folder)
+
+
+def test_a_run_that_is_done_is_left_alone(uninterrupted, tmp_path, recipe):
+    folder, sha256 = uninterrupted
+    shutil.copytree(folder, tmp_path / "run")
+    assert train(recipe) == sha256
+    assert lines(tmp_path / "run") == lines(folder)
 
 
 def test_the_same_recipe_twice_is_the_same_run(uninterrupted, tmp_path, recipe):
@@ -145,6 +190,29 @@ def test_a_damaged_checkpoint_is_named(uninterrupted, tmp_path, recipe):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(TrainingError, match=r"step-00000009/state-00001-of-00001.safetensors: cannot be read"):
         train(recipe)
+
+
+# The command where no file can be larger than 60,000 bytes
+SHORT_OF_SPACE = """
+import resource, sys
+from polyserve.cli.main import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
+sys.exit(main())
+"""
+
+
+def test_a_run_that_cannot_write_a_checkpoint_goes_on_from_the_one_before_to_the_same_bits(
+    uninterrupted, recipe, tmp_path
+):
+    folder, sha256 = uninterrupted
+    shutil.copytree(folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/step-00000009")
+    short = run(SHORT_OF_SPACE, "train", tmp_path / "recipe.yaml")
+    assert short.returncode == 2
+    assert "checkpoints/step-00000009: cannot be written: " in short.stderr.splitlines()[-1]
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000008"]
+    assert train(recipe) == sha256
+    assert lines(tmp_path / "run") == lines(folder)
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])

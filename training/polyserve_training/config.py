@@ -311,6 +311,7 @@ class Recipe:
     validation: ValidationRecipe | None = None
     compute: ComputeRecipe = ComputeRecipe()
     parallel: ParallelRecipe = ParallelRecipe()
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()  # who draws the run besides `polyserve train report`
     seed: int = 0
 
     def __post_init__(self) -> None:

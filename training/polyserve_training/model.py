@@ -143,6 +143,9 @@ def build(recipe: Recipe, described: Described, device: torch.device, processes:
                 setattr(whole.get_submodule(owner), leaf, nn.Parameter(first_weight(name).to(device)))
         model = whole.to(device)
     make_trainable(model)
+    if processes.tensor > 1:
+        assert processes.mesh is not None
+        connect(model, processes.mesh["tensor"])
     if recipe.compute.recompute:
         recompute_layers(model)
     return model
@@ -162,9 +165,6 @@ def _part_of(
     for name, parameter in model.named_parameters():
         values = placement_of(name, parameter, model, processes).of(first_weight(name).detach())
         local(parameter.detach()).copy_(values)
-    if processes.tensor > 1:
-        assert processes.mesh is not None
-        connect(model, processes.mesh["tensor"])
     return model
 
 

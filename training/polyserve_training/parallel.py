@@ -1,7 +1,7 @@
 """The processes that train one model together: each has a part of a step's rows, of weights, gradients and moments,
 and, where layers themselves are divided, of those.
 
-Start        torchrun --nproc-per-node N --no-python polyserve train RECIPE   (--nnodes and so on for several machines)
+Start        torchrun --nproc-per-node N --no-python polyserve train RECIPE   (several machines: docs/training.md)
 Layout       rank = data rank * tensor + tensor rank: neighbours divide layers (tensor_parallel.py), which talk most
 Rows         the processes of data rank r of D take rows r, r + D, ... of a step: its samples are the same for every D
 Weights      fp32 masters in parts (FSDP2): a layer is gathered, in the dtype it computes in, while it computes. Norms
@@ -106,9 +106,17 @@ def join(recipe: ParallelRecipe, device_type: str) -> Processes:
         )
     if size == 1:
         return Processes()
+    # pytorch/pytorch#135712: such processes look for each other where the former ones were
+    shares_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if shares_store and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
+        raise TrainingError(
+            "torchrun: processes that are started again meet only with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, and with "
+            "--standalone or --rdzv-backend=c10d; or give --max-restarts=0"
+        )
     if device_type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
+    if not distributed.is_initialized():  # by Ray Train
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
     mesh = init_device_mesh(device_type, (data, recipe.tensor), mesh_dim_names=("data", "tensor"))
     saving = distributed.new_group(backend="gloo")
     shard = recipe.shard and data > 1

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 import orjson
@@ -28,18 +29,20 @@ from polyserve_kernels.dispatch import numerics_id, use_backend
 from polyserve_training.checkpoint import Checkpoints, digest, read_meta, restore
 from polyserve_training.config import Recipe
 from polyserve_training.curriculum import Curriculum
+from polyserve_training.dashboards import check_dashboards, open_dashboards
 from polyserve_training.data.packing import RowSource
 from polyserve_training.model import Described, build, describe, flops_per_token
 from polyserve_training.parallel import ALONE, Processes, join
 from polyserve_training.recipe import as_values
 from polyserve_training.run_log import Done, RunLog
 from polyserve_training.sources import check_stops, open_sources, open_validation
+from polyserve_training.tensor_parallel import share_of
 from polyserve_training.trainer import StepResult, Trainer
 from polyserve_training.validation import validate
 
 _log = get_logger("polyserve.training")
 # What may be different when a run goes on. Those of the second row change bits, though not what is learned: it is said
-_MAY_CHANGE = ("run", "checkpoints", "validation", "compute.peak_tflops")
+_MAY_CHANGE = ("run", "checkpoints", "validation", "log", "compute.peak_tflops")
 _CHANGE_BITS = (
     "compute.device",
     "compute.backend",
@@ -114,6 +117,7 @@ def _open_log(prepared: Prepared, first: int) -> RunLog:
         first=first,
         flops_per_token=flops_per_token(prepared.described.config, context=recipe.batch.context),
         peak_tflops=recipe.compute.peak_tflops,
+        dashboards=open_dashboards(recipe.log, Path(recipe.run), first=first, recipe=as_values(recipe)),
     )
 
 
@@ -127,11 +131,13 @@ def prepare(recipe: Recipe, processes: Processes = ALONE) -> Prepared:
             use_backend(recipe.compute.backend)
         except ValueError as error:
             raise TrainingError(f"compute.backend: {error}") from error
+    check_dashboards(recipe.log)
     folder = Path(recipe.tokenizer)
     tokenizer = load_tokenizer(folder, chat_template=recipe.chat.template if recipe.chat is not None else None)
     if tokenizer.eos_id is None:
         raise TrainingError(f"tokenizer: {folder} has no end-of-text token")
     described = describe(recipe, tokenizer)
+    share_of(described.config, recipe.parallel.tensor)  # which there must be
     sha256 = tokenizer_sha256(folder)
     sources = open_sources(recipe, tokenizer, tokenizer_sha256=sha256)
     check_stops(sources.streams, described.config.eos_ids)
@@ -268,8 +274,13 @@ def _device(name: str) -> torch.device:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """A list that gets the number of SIGINT or SIGTERM when one comes; a second one has its usual effect."""
+    """A list that gets the number of SIGINT or SIGTERM when one comes; a second one has its usual effect.
+
+    Where training is not the main thread, as under Ray Train, signals are others' business."""
     came: list[int] = []
+    if current_thread() is not main_thread():
+        yield came
+        return
     former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def restore_handlers() -> None:

@@ -7,7 +7,7 @@ After a restart the lines of steps that are done again are dropped first, and so
 import resource
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import orjson
 import torch
 
 from polyserve.log import get_logger
+from polyserve_training.dashboards import Dashboard, numbers
 from polyserve_training.data.mixture import Sample
 from polyserve_training.trainer import StepResult
 
@@ -35,9 +36,17 @@ class Done:
 
 class RunLog:
     def __init__(
-        self, folder: Path, *, num_steps: int, first: int, flops_per_token: float, peak_tflops: float | None
+        self,
+        folder: Path,
+        *,
+        num_steps: int,
+        first: int,
+        flops_per_token: float,
+        peak_tflops: float | None,
+        dashboards: Sequence[Dashboard] = (),
     ) -> None:
         """first: steps that are done already."""
+        self._dashboards = dashboards
         self._num_steps = num_steps
         self._flops_per_token, self._peak_tflops = flops_per_token, peak_tflops
         self._path = folder / "log.jsonl"
@@ -92,6 +101,9 @@ class RunLog:
 
     def write(self, values: Mapping[str, Any]) -> None:
         self._file.write(orjson.dumps(values) + b"\n")
+        found = dict(numbers(values))
+        for dashboard in self._dashboards:
+            dashboard.write(values["step"], found)
 
     def pause(self) -> None:
         """What happened until now is not part of the next step's time."""
@@ -100,6 +112,8 @@ class RunLog:
     def close(self) -> None:
         self.flush()
         self._file.close()
+        for dashboard in self._dashboards:
+            dashboard.close()
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from polyserve.config import EngineConfig
 from polyserve.errors import ModelLoadError
 from polyserve.gguf import read_gguf
 from polyserve.model.config import ModelConfig
@@ -19,6 +20,9 @@ from polyserve_benchmarks.compare.plan import Run
 
 KV_ROOM = 1.25
 BITS = {"int8": 8, "int4": 4}
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "fp8": 1}
+SCALE_BYTES = 4
+SAFETENSORS = "model*.safetensors"
 HEADS = ("output.weight", "lm_head.weight")
 WORDS = ("token_embd.weight", "wte.weight", "embed_tokens.weight", "word_embeddings.weight")
 POSITIONS = ("position_embd.weight", "wpe.weight")
@@ -35,16 +39,22 @@ class Weight:
         return any(self.name == name or self.name.endswith(f".{name}") for name in names)
 
 
-def kv_bytes(path: Path, runs: list[Run]) -> int:
-    """Memory of the keys and values of the largest run in bf16, with room for what engines round up."""
+def kv_bytes(path: Path, runs: list[Run], dtype: str = "bfloat16") -> int:
+    """Memory of the keys and values of the largest run, with room for what engines round up."""
     config = read_config(path)
-    per_token = config.num_layers * 2 * config.num_kv_heads * config.head_size * 2
+    per_token = config.num_layers * _kv_bytes_of_a_token(config, dtype)
     return int(KV_ROOM * per_token * max(run.num_streams * (run.input_len + run.num_tokens) for run in runs))
 
 
-def kv_bytes_read(config: ModelConfig, context: int, element_bytes: int = 2) -> int:
+def kv_bytes_read(config: ModelConfig, context: int, dtype: str = "bfloat16") -> int:
     """Bytes of keys and values that one sequence's step reads after `context` tokens: a layer's window of them."""
-    return sum(tokens_seen(config, context)) * 2 * config.num_kv_heads * config.head_size * element_bytes
+    return sum(tokens_seen(config, context)) * _kv_bytes_of_a_token(config, dtype)
+
+
+def _kv_bytes_of_a_token(config: ModelConfig, dtype: str) -> int:
+    """In one layer. Small numbers have a scale a head."""
+    head = config.head_size * ELEMENT_BYTES[dtype] + (SCALE_BYTES if ELEMENT_BYTES[dtype] == 1 else 0)
+    return 2 * config.num_kv_heads * head
 
 
 def attention_flops(config: ModelConfig, context: int) -> int:
@@ -62,6 +72,27 @@ def step_bytes(path: Path, precision: str) -> int:
     return sum(_bytes_at(weight, precision) for weight in _read_in_a_step(list(_weights(path))))
 
 
+def served_bytes(path: Path, config: EngineConfig) -> int:
+    """The same where PolyServe serves a checkpoint with `config`, which may keep its integers, or make others."""
+    if config.quantization in BITS:
+        return step_bytes(path, config.quantization)
+    if config.quantization == "auto" and config.backend in (None, "cpu") and _has_integers(path):
+        return step_bytes(path, "stored")
+    return float_bytes(read_config(path), config.dtype)
+
+
+def float_bytes(model: ModelConfig, dtype_name: str) -> int:
+    """The same where every matrix is in one dtype, from the parameters alone."""
+    import torch
+
+    from polyserve.model.decoder import Decoder
+
+    dtype: torch.dtype = getattr(torch, dtype_name)
+    decoder = Decoder(model, dtype=dtype)  # parameters have no memory before they are loaded
+    table = 0 if model.tied_head else model.vocab_size * model.hidden_size * dtype.itemsize
+    return sum(parameter.nbytes for parameter in decoder.parameters()) - table
+
+
 def token_flops(path: Path) -> int:
     """Operations of one prompt token: two for each element of a layer's matrix. The head answers the last one alone."""
     matrices = (weight for weight in _weights(path) if len(weight.shape) == 2)
@@ -76,6 +107,13 @@ def _bytes_at(weight: Weight, precision: str) -> int:
     return prod(weight.shape) * 2
 
 
+def _has_integers(path: Path) -> bool:
+    """Whether a checkpoint stores matrices as integers: GGUF, or safetensors that have scales."""
+    if path.is_file():
+        return True
+    return any(path.glob(SAFETENSORS)) and any(weight.name.endswith(".scales") for weight in _weights(path))
+
+
 def _read_in_a_step(weights: list[Weight]) -> Iterator[Weight]:
     has_head = any(weight.name in HEADS for weight in weights)
     looked_up = (*POSITIONS, *WORDS) if has_head else POSITIONS
@@ -88,7 +126,7 @@ def _weights(path: Path) -> Iterator[Weight]:
         for name, tensor in read_gguf(path).tensors.items():
             yield Weight(name, tensor.shape, tensor.data.nbytes)
         return
-    files = sorted(path.glob("model*.safetensors"))
+    files = sorted(path.glob(SAFETENSORS))
     if not files:
         raise ModelLoadError(f"{path}: has no safetensors to count bytes in")
     for file in files:

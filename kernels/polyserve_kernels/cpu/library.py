@@ -17,8 +17,12 @@ VOCAB_TILE = 1024  # ids of a tile of the head
 
 
 def find() -> Path | None:
-    """The library's file, None if it was not built: setup.py leaves it out where there is no C++ compiler."""
-    return next(Path(__file__).parent.glob("_native*.so"), None)
+    """The library's file, None if it was not built: setup.py leaves it out where there is no C++ compiler.
+
+    POLYSERVE_CPU_LIBRARY names another one, such as that of `make sanitize`.
+    """
+    named = os.environ.get("POLYSERVE_CPU_LIBRARY")
+    return Path(named) if named else next(Path(__file__).parent.glob("_native*.so"), None)
 
 
 @lru_cache(maxsize=1)

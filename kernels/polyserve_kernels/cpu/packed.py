@@ -4,13 +4,13 @@ A weight [N, K] is an array of `Weight` structs, one for each part: `PackedWeigh
 """
 
 import ctypes
-import mmap
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from polyserve_kernels import memory
 from polyserve_kernels.cpu.library import DTYPES, Pack, Unpack, Weight, call, library, rows
 from polyserve_kernels.types import PackedPart, PackedWeight, QuantizedWeight, WeightFormat
 
@@ -33,18 +33,10 @@ def packed_weight(parts: Sequence[tuple[int, WeightFormat]], channels: int) -> P
         struct.dtype = DTYPES[form.dtype or torch.float32]
         struct.group, struct.block, struct.scale_dtype = form.group, form.block, DTYPES[form.scale_dtype]
         struct.has_min, struct.two_level = form.has_minimum, form.two_level
-        memory = _zeros(library().ps_packed_bytes(ctypes.byref(struct)))
-        struct.data = memory.data_ptr()
-        made.append(PackedPart(form, num_rows, memory))
+        values = memory.zeros((library().ps_packed_bytes(ctypes.byref(struct)),), torch.uint8)
+        struct.data = values.data_ptr()
+        made.append(PackedPart(form, num_rows, values))
     return PackedWeight(tuple(made), channels, handle)
-
-
-def _zeros(num_bytes: int) -> Tensor:
-    """Memory that the system gives page by page as it is written, in large pages where it has them."""
-    memory = mmap.mmap(-1, max(num_bytes, 1))  # lives as long as the tensor
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def pack(w: PackedWeight, source: Tensor | QuantizedWeight, to_rows: Tensor, *, part: int, first_channel: int) -> None:

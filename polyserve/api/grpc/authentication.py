@@ -6,8 +6,9 @@ from typing import Any
 import grpc
 
 from polyserve.api.access import Access, rpc_access
+from polyserve.api.grpc.errors import abort
 from polyserve.api.keys import KeyRing
-from polyserve.errors import PolyServeError, status_of
+from polyserve.errors import PolyServeError
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
@@ -48,6 +49,6 @@ def _refusal(error: PolyServeError) -> grpc.RpcMethodHandler:
     """A handler that reads nothing of the call, whatever its kind, and ends it."""
 
     async def refuse(_: Any, context: grpc.aio.ServicerContext) -> None:
-        await context.abort(grpc.StatusCode[status_of(error).grpc], error.message)
+        await abort(context, error)
 
     return grpc.stream_stream_rpc_method_handler(refuse)

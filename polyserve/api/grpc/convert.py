@@ -7,6 +7,7 @@ left out.
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
+import orjson
 from google.protobuf.message import Message as ProtoMessage
 from google.protobuf.unknown_fields import UnknownFieldSet
 
@@ -14,12 +15,28 @@ from polyserve.api.conversation import ROLES, Conversation, Message, ToolCall
 from polyserve.api.frontend import Admitted, Usage
 from polyserve.errors import InvalidRequest
 from polyserve.output import LogprobEntry, TopLogprob
+from polyserve.pooling import Pooling
 from polyserve.service.async_llm import ChoiceDelta
 from polyserve.tokenizer.base import Tokenizer
+from polyserve.tools.definition import Tool, ToolUse
 from polyserve_proto.v1 import polyserve_pb2 as pb
 
 ROLE_OF = {pb.ChatMessage.Role.Value(f"ROLE_{role.upper()}"): role for role in ROLES}
-FINISH_REASONS = {"stop": pb.FINISH_REASON_STOP, "length": pb.FINISH_REASON_LENGTH}
+EARLY_STOPPING: dict[int, bool | str] = {
+    pb.EARLY_STOPPING_FALSE: False,
+    pb.EARLY_STOPPING_TRUE: True,
+    pb.EARLY_STOPPING_NEVER: "never",
+}
+POOLINGS: dict[int, Pooling | None] = {
+    pb.POOLING_UNSPECIFIED: None,
+    pb.POOLING_MEAN: "mean",
+    pb.POOLING_LAST: "last",
+}
+FINISH_REASONS = {
+    "stop": pb.FINISH_REASON_STOP,
+    "length": pb.FINISH_REASON_LENGTH,
+    "tool_calls": pb.FINISH_REASON_TOOL_CALLS,
+}
 
 
 class HasConversation(Protocol):
@@ -49,12 +66,17 @@ def refuse_unknown(message: ProtoMessage) -> None:
 
 def sampling_options(params: pb.SamplingParams) -> dict[str, Any]:
     """Those fields of SamplingParams that the client set."""
-    return {field.name: _plain(value) for field, value in params.ListFields()}
+    options = {field.name: _plain(value) for field, value in params.ListFields()}
+    if params.early_stopping:
+        options["early_stopping"] = EARLY_STOPPING.get(params.early_stopping, params.early_stopping)
+    return options
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, int | float | str):
         return value
+    if isinstance(value, pb.Choices):
+        return list(value.choices)
     return dict(value) if hasattr(value, "items") else list(value)
 
 
@@ -83,6 +105,54 @@ def _message(position: int, message: pb.ChatMessage) -> Message:
     )
 
 
+def tool_use(request: pb.ChatRequest) -> ToolUse | None:
+    """What the model may call; None if nothing. Raises InvalidRequest."""
+    choice = request.tool_choice
+    mode, named = choice.mode, choice.function if choice.HasField("function") else None
+    forced = named is not None or mode == pb.ToolChoice.MODE_REQUIRED
+    if forced and not request.tools:
+        raise InvalidRequest("tool_choice needs tools to choose from", param="tool_choice")
+    if not request.tools or mode == pb.ToolChoice.MODE_NONE:
+        return None
+    return ToolUse(
+        tools=[_tool(position, tool) for position, tool in enumerate(request.tools)],
+        required=mode == pb.ToolChoice.MODE_REQUIRED,
+        named=named,
+        parallel=request.parallel_tool_calls if request.HasField("parallel_tool_calls") else True,
+    )
+
+
+def _tool(position: int, tool: pb.Tool) -> Tool:
+    description = tool.description if tool.HasField("description") else None
+    try:
+        parameters = orjson.loads(tool.parameters or "{}")
+    except orjson.JSONDecodeError:
+        parameters = None
+    if not isinstance(parameters, dict):
+        field = f"tools[{position}].parameters"
+        raise InvalidRequest(f"{field} must be a JSON schema of an object", param=field)
+    return Tool(tool.name, description, parameters or None, tool.strict)
+
+
+def embed_inputs(request: pb.EmbedRequest) -> list[str | list[int]]:
+    """The texts or token ids. Raises InvalidRequest for one that is neither."""
+    inputs: list[str | list[int]] = []
+    for position, one in enumerate(request.inputs):
+        kind = one.WhichOneof("input")
+        if kind is None:
+            field = f"inputs[{position}]"
+            raise InvalidRequest(f"{field} must have one of text and token_ids", param=field)
+        inputs.append(one.text if kind == "text" else list(one.token_ids.ids))
+    return inputs
+
+
+def pooling(request: pb.EmbedRequest) -> Pooling | None:
+    """How hidden states become a vector. Raises InvalidRequest for a number that says nothing."""
+    if request.pooling not in POOLINGS:
+        raise InvalidRequest(f"pooling must be 'mean' or 'last', got {request.pooling}", param="pooling")
+    return POOLINGS[request.pooling]
+
+
 def prompt_event(request: Admitted, first: ChoiceDelta, tokenizer: Tokenizer) -> pb.Prompt:
     """What the request's prompt became."""
     token_ids = request.prompts[0].token_ids
@@ -96,6 +166,8 @@ def prompt_event(request: Admitted, first: ChoiceDelta, tokenizer: Tokenizer) ->
 def choice_delta(delta: ChoiceDelta) -> pb.ChoiceDelta:
     """What is new in a choice."""
     message = pb.ChoiceDelta(choice=delta.choice, text=delta.text, token_ids=delta.token_ids)
+    for call in delta.calls:
+        message.tool_calls.add(index=call.index, id=call.id, name=call.name, arguments=call.arguments)
     if delta.logprobs is not None:
         message.logprobs.extend(map(_logprob, delta.logprobs))
     if delta.finish_reason is not None:

@@ -6,47 +6,40 @@ which aborts the request in the engine.
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import TypeVar
 
 import grpc
 
-from polyserve.api.frontend import Admitted, Frontend, Usage
-from polyserve.api.grpc.authentication import authorization_of, metadata_value
+from polyserve.api.embeddings import embed
+from polyserve.api.frontend import Admitted, Usage
 from polyserve.api.grpc.convert import (
     choice_delta,
     conversation,
+    embed_inputs,
+    pooling,
     prompt_event,
-    refuse_unknown,
     sampling_options,
+    tool_use,
     usage_event,
 )
-from polyserve.api.keys import KeyRing
-from polyserve.api.request_id import HEADER, request_id_of
-from polyserve.errors import InternalError, InvalidRequest, PolyServeError, status_of
-from polyserve.log import get_logger, name_request
+from polyserve.api.grpc.stored import StoredCompletionCalls
+from polyserve.api.metadata import check_metadata
+from polyserve.api.recording import Recording
+from polyserve.errors import InvalidRequest
 from polyserve_proto.v1 import polyserve_pb2 as pb
-from polyserve_proto.v1.polyserve_pb2_grpc import PolyServeServicer
-
-log = get_logger(__name__)
 
 Response = TypeVar("Response", pb.GenerateResponse, pb.ChatResponse)
 
 
-class PolyServeService(PolyServeServicer):
+class PolyServeService(StoredCompletionCalls):
     """One served model over gRPC."""
-
-    def __init__(self, frontend: Frontend, keys: KeyRing) -> None:
-        self._frontend = frontend
-        self._keys = keys
 
     async def Generate(
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        async with errors_as_status(context):
-            refuse_unknown(request)
-            self._frontend.check_model(request.model or None)
+        async with self._call(request, context, model=request.model):
             prompt = _prompt(request)
             options = sampling_options(request.params)
             admitted = await self._frontend.admit_prompts(
@@ -64,27 +57,46 @@ class PolyServeService(PolyServeServicer):
     async def Chat(
         self, request: pb.ChatRequest, context: grpc.aio.ServicerContext
     ) -> AsyncGenerator[pb.ChatResponse, None]:
-        async with errors_as_status(context):
-            refuse_unknown(request)
-            self._frontend.check_model(request.model or None)
-            options = sampling_options(request.params)
+        async with self._call(request, context, model=request.model):
+            self._frontend.check_store(request.store)
+            check_metadata(request.metadata)
+            options, asked = sampling_options(request.params), conversation(request)
             admitted = await self._frontend.admit_chat(
                 f"chat-{uuid.uuid4().hex}",
-                conversation(request),
+                asked,
                 options,
+                use=tool_use(request),
                 tenant=self._tenant(context),
                 timeout_s=context.time_remaining(),
             )
-            async with aclosing(self._events(admitted, pb.ChatResponse)) as events:
+            recording = Recording(asked.messages, request.metadata) if request.store else None
+            async with aclosing(self._events(admitted, pb.ChatResponse, recording)) as events:
                 async for event in events:
                     with self._within_write_timeout():
                         yield event
 
-    async def Tokenize(self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext) -> pb.TokenizeResponse:
-        async with errors_as_status(context):
-            refuse_unknown(request)
+    async def Embed(self, request: pb.EmbedRequest, context: grpc.aio.ServicerContext) -> pb.EmbedResponse:
+        async with self._call(request, context, model=request.model, compresses=True):
             frontend = self._frontend
-            frontend.check_model(request.model or None)
+            how = pooling(request)
+            admitted = await frontend.admit_inputs(
+                f"embd-{uuid.uuid4().hex}",
+                embed_inputs(request),
+                tenant=self._tenant(context),
+                timeout_s=context.time_remaining(),
+            )
+            dimensions = request.dimensions if request.HasField("dimensions") else None
+            embeddings = await embed(frontend, admitted, pooling=how, dimensions=dimensions)
+            return pb.EmbedResponse(
+                embeddings=[pb.Embedding(values=vector.tolist()) for vector in embeddings.vectors],
+                prompt_tokens=embeddings.prompt_tokens,
+                model=frontend.model_name,
+                system_fingerprint=frontend.llm.numerics_id,
+            )
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext) -> pb.TokenizeResponse:
+        async with self._call(request, context, model=request.model, compresses=True):
+            frontend = self._frontend
             adds = request.add_special_tokens if request.HasField("add_special_tokens") else None
             kind = request.WhichOneof("input")
             if kind is None:
@@ -101,17 +113,13 @@ class PolyServeService(PolyServeServicer):
     async def Detokenize(
         self, request: pb.DetokenizeRequest, context: grpc.aio.ServicerContext
     ) -> pb.DetokenizeResponse:
-        async with errors_as_status(context):
-            refuse_unknown(request)
-            self._frontend.check_model(request.model or None)
+        async with self._call(request, context, model=request.model, compresses=True):
             skips = request.skip_special_tokens
             text = await self._frontend.decode(request.token_ids, field="token_ids", skip_special_tokens=skips)
             return pb.DetokenizeResponse(text=text)
 
     async def GetModel(self, request: pb.GetModelRequest, context: grpc.aio.ServicerContext) -> pb.GetModelResponse:
-        async with errors_as_status(context):
-            refuse_unknown(request)
-            self._frontend.check_model(request.model or None)
+        async with self._call(request, context, model=request.model):
             llm = self._frontend.llm
             return pb.GetModelResponse(
                 model=self._frontend.model_name,
@@ -122,10 +130,9 @@ class PolyServeService(PolyServeServicer):
                 eos_token_ids=llm.eos_ids,
             )
 
-    def _tenant(self, context: grpc.aio.ServicerContext) -> str | None:
-        return self._keys.authenticate(authorization_of(context.invocation_metadata()))
-
-    async def _events(self, request: Admitted, event: type[Response]) -> AsyncGenerator[Response, None]:
+    async def _events(
+        self, request: Admitted, event: type[Response], recording: Recording | None = None
+    ) -> AsyncGenerator[Response, None]:
         """One Prompt, the deltas of all choices, one Usage."""
         llm, request_id = self._frontend.llm, request.request_id
         usage = Usage.of(request)
@@ -133,12 +140,16 @@ class PolyServeService(PolyServeServicer):
         async with aclosing(self._frontend.run(request)) as deltas:
             async for prompt_index, delta in deltas:
                 usage.count(prompt_index, delta)
+                if recording is not None:
+                    recording.delta(delta)
                 if not opened:
                     opened = True
                     prompt = await asyncio.to_thread(prompt_event, request, delta, llm.tokenizer)
                     prompt.model, prompt.system_fingerprint = self._frontend.model_name, llm.numerics_id
                     yield event(request_id=request_id, prompt=prompt)
                 yield event(request_id=request_id, delta=choice_delta(delta))
+        if recording is not None:
+            await recording.keep(self._frontend, request, usage)
         yield event(request_id=request_id, usage=usage_event(usage))
 
     @contextmanager
@@ -154,23 +165,6 @@ class PolyServeService(PolyServeServicer):
 
     def _token_bytes(self, token_ids: list[int]) -> list[bytes]:
         return [self._frontend.llm.tokenizer.token_bytes(token_id) for token_id in token_ids]
-
-
-@asynccontextmanager
-async def errors_as_status(context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
-    """End the call with the status of the error, and with HTTP's message. The call carries its id back."""
-    request_id = request_id_of(metadata_value(context.invocation_metadata(), HEADER))
-    context.set_trailing_metadata(((HEADER, request_id),))
-    name_request(request_id)
-    try:
-        yield
-    except PolyServeError as error:
-        trailer = () if error.retry_after_s is None else (("retry-after", str(error.retry_after_s)),)
-        await context.abort(grpc.StatusCode[status_of(error).grpc], error.message, trailer)
-    except Exception:
-        log.exception("a call met a fault of the server")
-        fault = InternalError("the server met an internal error")
-        await context.abort(grpc.StatusCode[status_of(fault).grpc], fault.message)
 
 
 def _prompt(request: pb.GenerateRequest) -> str | list[int]:

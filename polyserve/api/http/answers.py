@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-FinishReason = Literal["stop", "length"]
+from polyserve.api.conversation import Role
+
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class Answer(BaseModel):
@@ -59,10 +61,24 @@ class LegacyLogprobsObject(Answer):
     text_offset: list[int]
 
 
+class CalledFunction(Answer):
+    name: str
+    arguments: str
+    """JSON that follows the function's schema, but where the answer was cut."""
+
+
+class CallObject(Answer):
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class MessageObject(Answer):
     role: Literal["assistant"]
     content: str | None
+    """Null where there are calls and no text."""
     refusal: None
+    tool_calls: list[CallObject] | None = None
 
 
 class ChoiceObject(Answer):
@@ -108,10 +124,25 @@ class ChatCompletion(ChatEnvelope):
     metadata: dict[str, str] | None = None
 
 
+class CalledFunctionDelta(Answer):
+    name: str | None = None
+    arguments: str
+
+
+class CallDeltaObject(Answer):
+    """What is new of a call. The first one has all of it but most of the arguments."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: CalledFunctionDelta
+
+
 class Delta(Answer):
     role: Literal["assistant"] | None = None
     content: str | None = None
     refusal: None = None
+    tool_calls: list[CallDeltaObject] | None = None
 
 
 class ChatChunkChoice(ChoiceObject):
@@ -142,6 +173,78 @@ class Completion(Envelope):
     object: Literal["text_completion"]
     choices: list[CompletionChoice]
     usage: UsageObject | None = None
+
+
+class EmbeddingObject(Answer):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+    """Of unit length; base64 where that was asked for."""
+
+
+class EmbeddingUsage(Answer):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(Answer):
+    """One vector for each input, in order."""
+
+    object: Literal["list"]
+    data: list[EmbeddingObject]
+    model: str
+    usage: EmbeddingUsage
+
+
+class ListAnswer(Answer):
+    """A page of a list."""
+
+    object: Literal["list"]
+    first_id: str | None
+    last_id: str | None
+    """Give it as `after` to go on."""
+    has_more: bool
+
+
+class ChatCompletionList(ListAnswer):
+    """A page of stored completions."""
+
+    data: list[ChatCompletion]
+
+
+class DeletedCompletion(Answer):
+    """What was forgotten."""
+
+    object: Literal["chat.completion.deleted"]
+    id: str
+    deleted: Literal[True]
+
+
+class StoredFunction(Answer):
+    name: str
+    arguments: str
+
+
+class StoredToolCall(Answer):
+    id: str
+    type: Literal["function"]
+    function: StoredFunction
+
+
+class StoredMessage(Answer):
+    id: str
+    role: Role
+    content: str | None
+    refusal: None
+    name: str | None = None
+    tool_calls: list[StoredToolCall] | None = None
+    tool_call_id: str | None = None
+
+
+class StoredMessageList(ListAnswer):
+    """A page of the messages that a stored completion answers."""
+
+    data: list[StoredMessage]
 
 
 class Model(Answer):

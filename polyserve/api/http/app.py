@@ -8,14 +8,24 @@ from polyserve.api.frontend import Frontend
 from polyserve.api.http.authentication import Authentication
 from polyserve.api.http.chat import chat_router
 from polyserve.api.http.completions import completions_router
+from polyserve.api.http.embeddings import embeddings_router
 from polyserve.api.http.errors import ErrorBody, add_error_handlers
 from polyserve.api.http.head import HeadAsGet
 from polyserve.api.http.models import models_router
 from polyserve.api.http.operations import operations_router
+from polyserve.api.http.stored import stored_router
 from polyserve.api.http.tokenizer import tokenizer_router
 from polyserve.api.protection import Protection
 
-ROUTERS = (chat_router, completions_router, models_router, tokenizer_router, operations_router)
+ROUTERS = (
+    chat_router,
+    stored_router,
+    completions_router,
+    embeddings_router,
+    models_router,
+    tokenizer_router,
+    operations_router,
+)
 
 
 def create_app(frontend: Frontend, protection: Protection) -> FastAPI:

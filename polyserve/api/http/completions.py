@@ -42,6 +42,7 @@ def completions_router(frontend: Frontend) -> APIRouter:
             body.prompt,
             body.options(),
             echo=bool(body.echo),
+            renamed=body.renamed(),
             tenant=tenant_of(request),
             timeout_s=timeout_of(request),
         )

@@ -4,6 +4,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from polyserve.api.frontend import shortened
 from polyserve.api.http.body import json_response
@@ -12,6 +13,8 @@ from polyserve.errors import InternalError, PolyServeError, Unauthenticated, sta
 from polyserve.log import get_logger
 
 log = get_logger(__name__)
+
+METHODS = ("GET", "POST", "DELETE")  # of all routes
 
 
 def error_object(error: PolyServeError) -> dict[str, object]:
@@ -77,9 +80,19 @@ async def _handle_http(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         message, kind = f"there is no {shortened(request.url.path)} here", "not_found_error"
     elif error.status_code == 405:
-        other = headers.get("Allow", "another method")
+        other = headers["Allow"] = ", ".join(_methods(request))
         message = f"{shortened(request.url.path)} does not take {request.method}, but {other}"
     return json_response(error_body(message, kind), status=error.status_code, headers=headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """What the path takes. The router itself names those of one route, where several share a path."""
+
+    def taken(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [method for method in METHODS if taken(method)]
 
 
 async def _handle_fault(_: Request, error: Exception) -> Response:

@@ -27,8 +27,6 @@ from polyserve.sampling_params import RANGES, SamplingParams
 SAMPLING = {field.name: field for field in fields(SamplingParams)}
 RENAMED = {"max_completion_tokens": "max_tokens", "top_logprobs": "logprobs"}  # fields with the range of another
 MAX_METADATA_CHARACTERS = 512
-MAX_METADATA_ENTRIES = 16
-MAX_METADATA_KEY_CHARACTERS = 64
 
 
 class Metadata(Enum):
@@ -43,9 +41,10 @@ ACCEPTED, ECHOED = Metadata.ACCEPTED, Metadata.ECHOED
 
 def _describe(schema: dict[str, Any], model: type[BaseModel]) -> None:
     """Add to the JSON schema what becomes of each field, and what SamplingParams says of those that it has."""
+    field_of = {field.alias or name: field for name, field in model.model_fields.items()}
     for name, described_field in schema.get("properties", {}).items():
         described_field.pop("title", None)
-        marks = model.model_fields[name].metadata
+        marks = field_of[name].metadata
         metadata = next((mark.value for mark in marks if isinstance(mark, Metadata)), "honoured")
         described_field["x-support"] = "refused" if any(isinstance(mark, Only) for mark in marks) else metadata
         if name in SAMPLING and "description" not in described_field:
@@ -148,15 +147,6 @@ def _short(value: str) -> str:
     return value
 
 
-def _few(value: dict[str, str]) -> dict[str, str]:
-    if len(value) > MAX_METADATA_ENTRIES:
-        raise invalid(f"must have at most {MAX_METADATA_ENTRIES} entries, got {len(value)}")
-    for key in value:
-        if len(key) > MAX_METADATA_KEY_CHARACTERS:
-            raise invalid(f"must have keys of at most {MAX_METADATA_KEY_CHARACTERS} characters, got {described(key)}")
-    return value
-
-
 PROMPT_SCHEMA = {
     "anyOf": [
         {"type": "string"},
@@ -189,10 +179,17 @@ CONTENT_SCHEMA = {
 }
 STOP_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 
+
+def _early_stopping(value: object) -> bool | str:
+    if not isinstance(value, bool) and value != "never":
+        raise invalid(f"must be true, false or 'never', got {described(value)}")
+    return value if isinstance(value, bool) else "never"
+
+
+EarlyStopping = Annotated[bool | str, PlainValidator(_early_stopping), WithJsonSchema({"enum": [True, False, "never"]})]
 Prompts = Annotated[list[str | list[int]], PlainValidator(_prompts), WithJsonSchema(PROMPT_SCHEMA)]
 LogitBias = Annotated[dict[int, float], BeforeValidator(_token_numbers)]
 Stops = Annotated[list[str], PlainValidator(_stops), WithJsonSchema(STOP_SCHEMA)]
 Content = Annotated[str | None, PlainValidator(_content), WithJsonSchema(CONTENT_SCHEMA)]
 Label = Annotated[str, AfterValidator(_short)]
-MetadataMap = Annotated[dict[str, Label], AfterValidator(_few)]
 Unsupported = Annotated[JsonValue, Only()]

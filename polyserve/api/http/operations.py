@@ -1,6 +1,7 @@
 """GET /livez, /readyz, /health and /metrics: what those who run a server ask it."""
 
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from polyserve.api.frontend import Frontend
@@ -23,7 +24,7 @@ def operations_router(frontend: Frontend) -> APIRouter:
         frontend.check_ready()
         return json_response({"status": "ok"})
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(frontend.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 

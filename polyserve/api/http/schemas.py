@@ -19,16 +19,19 @@ from polyserve.api.http.fields import (
     ECHOED,
     SAMPLING,
     Body,
+    EarlyStopping,
     Label,
     LogitBias,
-    MetadataMap,
     Only,
     Prompts,
     Stops,
     Unsupported,
 )
 from polyserve.api.http.messages import ConversationBody, MessageBody
+from polyserve.api.http.structured import ResponseFormat, Schema, add_grammar
+from polyserve.api.http.tools import ToolBody, ToolChoice, tool_use
 from polyserve.errors import InvalidRequest
+from polyserve.tools.definition import ToolUse
 
 
 class StreamOptions(Body):
@@ -80,17 +83,33 @@ class GenerationBody(Body):
     prompt_logprobs: int | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
+    best_of: int | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: EarlyStopping | None = None
     cache_salt: str | None = None
     priority: int | None = None
     return_token_ids: bool | None = None
     """Give the ids of the prompt (`prompt_token_ids`) and of the answer (`token_ids`) as well."""
+    guided_json: Schema | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    response_format: ResponseFormat | None = None
+    """The answer is any text, a JSON object, or a value that a JSON schema allows."""
     # metadata
     user: Annotated[Label | None, ACCEPTED] = None
 
     def options(self) -> dict[str, Any]:
         """Those fields of SamplingParams that the client gave."""
         given = ((name, getattr(self, name, None)) for name in SAMPLING)
-        return {name: value for name, value in given if value is not None}
+        options = {name: value for name, value in given if value is not None}
+        add_grammar(options, self.response_format)
+        return options
+
+    def renamed(self) -> dict[str, str]:
+        """What the client calls some fields of SamplingParams."""
+        return {} if self.response_format is None else {"guided_json": "response_format"}
 
     def usage_chunks(self) -> UsageChunks:
         """Where a stream tells its usage."""
@@ -108,7 +127,6 @@ class CompletionBody(GenerationBody):
     prompt: Prompts
     """A text, its token ids, or a list of either: each is answered with `n` choices."""
     logprobs: int | None = None
-    best_of: Annotated[JsonValue, Only((1,))] = None
     suffix: Unsupported = None
 
     def options(self) -> dict[str, Any]:
@@ -132,8 +150,16 @@ class ChatBody(GenerationBody, ConversationBody):
     """Give the log-probability of each token."""
     top_logprobs: int | None = None
     """As well as this many of the likeliest tokens at each place; needs `logprobs`."""
+    tools: list[ToolBody] | None = None
+    """Functions that the model may call; their arguments follow the schemas."""
+    tool_choice: ToolChoice | None = None
+    """`auto`: call functions or not, `none`, `required`: call one or more, or the one function that is to be called."""
+    parallel_tool_calls: bool | None = None
+    """Let one answer call several functions; default: yes."""
+    store: bool | None = None
+    """Keep the conversation and its answer, to be retrieved by id; needs a server with `--store`."""
     # metadata
-    metadata: Annotated[MetadataMap | None, ECHOED] = None
+    metadata: Annotated[dict[str, str] | None, ECHOED] = None
     service_tier: Annotated[
         Literal["auto", "default", "flex", "scale", "priority", "fast"] | None,
         ECHOED,
@@ -148,15 +174,10 @@ class ChatBody(GenerationBody, ConversationBody):
     functions: Annotated[JsonValue, Only(([],))] = None
     modalities: Annotated[JsonValue, Only((["text"],))] = None
     moderation: Unsupported = None
-    parallel_tool_calls: Annotated[JsonValue, Only((True,))] = None
     prediction: Unsupported = None
     prompt_cache_options: Unsupported = None
     prompt_cache_retention: Annotated[JsonValue, Only(("in_memory",))] = None
     reasoning_effort: Annotated[JsonValue, Only(("none",))] = None
-    response_format: Annotated[JsonValue, Only(({"type": "text"},))] = None
-    store: Annotated[JsonValue, Only((False,))] = None
-    tool_choice: Annotated[JsonValue, Only(("none", "auto"))] = None
-    tools: Annotated[JsonValue, Only(([],))] = None
     verbosity: Annotated[JsonValue, Only(("medium",))] = None
     web_search_options: Unsupported = None
 
@@ -172,11 +193,14 @@ class ChatBody(GenerationBody, ConversationBody):
         return options
 
     def renamed(self) -> dict[str, str]:
-        """What the client calls some fields of SamplingParams."""
-        names = {"logprobs": "top_logprobs"}
+        names = {"logprobs": "top_logprobs", **super().renamed()}
         if self.max_completion_tokens is not None:
             names["max_tokens"] = "max_completion_tokens"
         return names
+
+    def tool_use(self) -> ToolUse | None:
+        """What the model may call. Raises InvalidRequest."""
+        return tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls is not False)
 
     def echoed(self) -> dict[str, object]:
         """What every object of the answer repeats."""

@@ -90,4 +90,4 @@ def _kind(field: Field, entry: dpb.DescriptorProto | None) -> str:
 
 def _link(type_name: str) -> str:
     name = type_name.rpartition(".")[2]
-    return f"[{name}](#{'enum' if name in ('Role', 'FinishReason') else 'message'}-{name.lower()})"
+    return f"[{name}](#{'enum' if name in ('Role', 'FinishReason', 'Pooling', 'Order') else 'message'}-{name.lower()})"

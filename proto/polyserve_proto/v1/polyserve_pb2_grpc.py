@@ -44,6 +44,11 @@ class PolyServeStub:
                 request_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.ChatRequest.SerializeToString,
                 response_deserializer=polyserve__proto_dot_v1_dot_polyserve__pb2.ChatResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/polyserve.v1.PolyServe/Embed',
+                request_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=polyserve__proto_dot_v1_dot_polyserve__pb2.EmbedResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/polyserve.v1.PolyServe/Tokenize',
                 request_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.TokenizeRequest.SerializeToString,
@@ -53,6 +58,31 @@ class PolyServeStub:
                 '/polyserve.v1.PolyServe/Detokenize',
                 request_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.DetokenizeRequest.SerializeToString,
                 response_deserializer=polyserve__proto_dot_v1_dot_polyserve__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
+        self.GetStoredCompletion = channel.unary_unary(
+                '/polyserve.v1.PolyServe/GetStoredCompletion',
+                request_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.GetStoredCompletionRequest.SerializeToString,
+                response_deserializer=polyserve__proto_dot_v1_dot_polyserve__pb2.StoredCompletion.FromString,
+                _registered_method=True)
+        self.ListStoredCompletions = channel.unary_unary(
+                '/polyserve.v1.PolyServe/ListStoredCompletions',
+                request_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.ListStoredCompletionsRequest.SerializeToString,
+                response_deserializer=polyserve__proto_dot_v1_dot_polyserve__pb2.ListStoredCompletionsResponse.FromString,
+                _registered_method=True)
+        self.UpdateStoredCompletion = channel.unary_unary(
+                '/polyserve.v1.PolyServe/UpdateStoredCompletion',
+                request_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.UpdateStoredCompletionRequest.SerializeToString,
+                response_deserializer=polyserve__proto_dot_v1_dot_polyserve__pb2.StoredCompletion.FromString,
+                _registered_method=True)
+        self.DeleteStoredCompletion = channel.unary_unary(
+                '/polyserve.v1.PolyServe/DeleteStoredCompletion',
+                request_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.DeleteStoredCompletionRequest.SerializeToString,
+                response_deserializer=polyserve__proto_dot_v1_dot_polyserve__pb2.DeleteStoredCompletionResponse.FromString,
+                _registered_method=True)
+        self.ListStoredMessages = channel.unary_unary(
+                '/polyserve.v1.PolyServe/ListStoredMessages',
+                request_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.ListStoredMessagesRequest.SerializeToString,
+                response_deserializer=polyserve__proto_dot_v1_dot_polyserve__pb2.ListStoredMessagesResponse.FromString,
                 _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/polyserve.v1.PolyServe/GetModel',
@@ -78,6 +108,13 @@ class PolyServeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """Vectors of texts: the pooled final hidden states, at unit length.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Tokenize(self, request, context):
         """The token ids of a text, or of a conversation written out by the chat template.
         """
@@ -87,6 +124,41 @@ class PolyServeServicer:
 
     def Detokenize(self, request, context):
         """The text of token ids.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetStoredCompletion(self, request, context):
+        """A completion that a Chat with `store` kept. It and its kind are there only for the API key that made them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListStoredCompletions(self, request, context):
+        """Stored completions, a page at a time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateStoredCompletion(self, request, context):
+        """Put other metadata in the place of a completion's own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteStoredCompletion(self, request, context):
+        """Forget a completion.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListStoredMessages(self, request, context):
+        """The messages that a stored completion answers, a page at a time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,6 +184,11 @@ def add_PolyServeServicer_to_server(servicer, server):
                     request_deserializer=polyserve__proto_dot_v1_dot_polyserve__pb2.ChatRequest.FromString,
                     response_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.ChatResponse.SerializeToString,
             ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=polyserve__proto_dot_v1_dot_polyserve__pb2.EmbedRequest.FromString,
+                    response_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.EmbedResponse.SerializeToString,
+            ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
                     request_deserializer=polyserve__proto_dot_v1_dot_polyserve__pb2.TokenizeRequest.FromString,
@@ -121,6 +198,31 @@ def add_PolyServeServicer_to_server(servicer, server):
                     servicer.Detokenize,
                     request_deserializer=polyserve__proto_dot_v1_dot_polyserve__pb2.DetokenizeRequest.FromString,
                     response_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.DetokenizeResponse.SerializeToString,
+            ),
+            'GetStoredCompletion': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStoredCompletion,
+                    request_deserializer=polyserve__proto_dot_v1_dot_polyserve__pb2.GetStoredCompletionRequest.FromString,
+                    response_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.StoredCompletion.SerializeToString,
+            ),
+            'ListStoredCompletions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListStoredCompletions,
+                    request_deserializer=polyserve__proto_dot_v1_dot_polyserve__pb2.ListStoredCompletionsRequest.FromString,
+                    response_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.ListStoredCompletionsResponse.SerializeToString,
+            ),
+            'UpdateStoredCompletion': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateStoredCompletion,
+                    request_deserializer=polyserve__proto_dot_v1_dot_polyserve__pb2.UpdateStoredCompletionRequest.FromString,
+                    response_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.StoredCompletion.SerializeToString,
+            ),
+            'DeleteStoredCompletion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteStoredCompletion,
+                    request_deserializer=polyserve__proto_dot_v1_dot_polyserve__pb2.DeleteStoredCompletionRequest.FromString,
+                    response_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.DeleteStoredCompletionResponse.SerializeToString,
+            ),
+            'ListStoredMessages': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListStoredMessages,
+                    request_deserializer=polyserve__proto_dot_v1_dot_polyserve__pb2.ListStoredMessagesRequest.FromString,
+                    response_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.ListStoredMessagesResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -193,6 +295,33 @@ class PolyServe:
             _registered_method=True)
 
     @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyserve.v1.PolyServe/Embed',
+            polyserve__proto_dot_v1_dot_polyserve__pb2.EmbedRequest.SerializeToString,
+            polyserve__proto_dot_v1_dot_polyserve__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Tokenize(request,
             target,
             options=(),
@@ -236,6 +365,141 @@ class PolyServe:
             '/polyserve.v1.PolyServe/Detokenize',
             polyserve__proto_dot_v1_dot_polyserve__pb2.DetokenizeRequest.SerializeToString,
             polyserve__proto_dot_v1_dot_polyserve__pb2.DetokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStoredCompletion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyserve.v1.PolyServe/GetStoredCompletion',
+            polyserve__proto_dot_v1_dot_polyserve__pb2.GetStoredCompletionRequest.SerializeToString,
+            polyserve__proto_dot_v1_dot_polyserve__pb2.StoredCompletion.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListStoredCompletions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyserve.v1.PolyServe/ListStoredCompletions',
+            polyserve__proto_dot_v1_dot_polyserve__pb2.ListStoredCompletionsRequest.SerializeToString,
+            polyserve__proto_dot_v1_dot_polyserve__pb2.ListStoredCompletionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateStoredCompletion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyserve.v1.PolyServe/UpdateStoredCompletion',
+            polyserve__proto_dot_v1_dot_polyserve__pb2.UpdateStoredCompletionRequest.SerializeToString,
+            polyserve__proto_dot_v1_dot_polyserve__pb2.StoredCompletion.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteStoredCompletion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyserve.v1.PolyServe/DeleteStoredCompletion',
+            polyserve__proto_dot_v1_dot_polyserve__pb2.DeleteStoredCompletionRequest.SerializeToString,
+            polyserve__proto_dot_v1_dot_polyserve__pb2.DeleteStoredCompletionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListStoredMessages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyserve.v1.PolyServe/ListStoredMessages',
+            polyserve__proto_dot_v1_dot_polyserve__pb2.ListStoredMessagesRequest.SerializeToString,
+            polyserve__proto_dot_v1_dot_polyserve__pb2.ListStoredMessagesResponse.FromString,
             options,
             channel_credentials,
             insecure,
