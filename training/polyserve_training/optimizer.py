@@ -86,6 +86,8 @@ class AdamW:
         slots, t = list(self._slots.values()), self.num_kept.float()
         for decays in (True, False):
             group = [slot for slot in slots if slot.decays is decays]
+            if not group:
+                continue
             torch._fused_adamw_(
                 [slot.master for slot in group],
                 [slot.gradient for slot in group],
