@@ -26,7 +26,7 @@ from polyserve_training.placement import Part, Placement
 class _Slot:
     parameter: nn.Parameter
     placement: Placement | None  # None: all of the parameter is here, alone
-    master: Tensor  # fp32; the parameter itself where that is fp32
+    master: Tensor  # fp32, contiguous; the parameter itself where that is so
     exp_avg: Tensor
     exp_avg_sq: Tensor
     decays: bool
@@ -55,7 +55,7 @@ class AdamW:
             if processes.size > 1:
                 assert isinstance(model, Decoder)
                 placement = placement_of(name, parameter, model, processes)
-            master = data if data.dtype == torch.float32 else data.float()
+            master = data.float().contiguous()
             moments = torch.zeros_like(master), torch.zeros_like(master)
             self._slots[name] = _Slot(parameter, placement, master, *moments, decays=parameter.dim() > 1)
         self._device = next(iter(self._slots.values())).master.device
@@ -90,7 +90,7 @@ class AdamW:
                 continue
             torch._fused_adamw_(
                 [slot.master for slot in group],
-                [slot.gradient for slot in group],
+                [slot.gradient.contiguous() for slot in group],  # it reads all as they lie
                 [slot.exp_avg for slot in group],
                 [slot.exp_avg_sq for slot in group],
                 [],
