@@ -27,6 +27,7 @@ from polyserve.output import CompletionOutput, RequestOutput, SequenceText, mean
 from polyserve.pooling import Pooling, unit_length
 from polyserve.request import POOLED, Request, SequenceOutput, admit, check_request, error_of, pooling_request
 from polyserve.sampling_params import SamplingParams
+from polyserve.scoring import SCORING, Scorable, Score, scorable, score_of
 from polyserve.tokenizer.base import Tokenizer
 from polyserve.tokenizer.load import load_tokenizer
 
@@ -120,6 +121,21 @@ class LLM:
         jobs = _each(_listed(prompts), admit_one)
         self._run(jobs, use_tqdm=use_tqdm)
         return [unit_length(job.values) if normalize else job.values for job in jobs]
+
+    def score(self, texts: Sequence[str | tuple[str, str]], *, use_tqdm: bool = True) -> list[Score]:
+        """How likely the model finds each text, or each continuation of a context: see `polyserve.scoring`.
+
+        Raises InvalidRequest, before anything is computed, if one of them can never be scored.
+        """
+
+        def admit_one(text: str | tuple[str, str]) -> tuple[Scorable, _Answer]:
+            context, continuation = ("", text) if isinstance(text, str) else text
+            scored = scorable(self.tokenizer, context, continuation)
+            return scored, self._admit(None, scored.prompt_ids, SCORING)
+
+        jobs = _each(texts, admit_one)
+        self._run([job for _, job in jobs], use_tqdm=use_tqdm)
+        return [score_of(scored, job.output.prompt_logprobs or []) for scored, job in jobs]
 
     def _encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):

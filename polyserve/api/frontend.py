@@ -20,11 +20,13 @@ from polyserve.api.conversation import Conversation
 from polyserve.api.limits import Limits
 from polyserve.api.merge import merged
 from polyserve.api.metrics import Metrics
+from polyserve.api.normalization import Normalization, normalized
 from polyserve.api.store import Store
 from polyserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, ModelNotFound, NotFound, NotReady
 from polyserve.pooling import Pooling
 from polyserve.request import POOLED
 from polyserve.sampling_params import SamplingParams
+from polyserve.scoring import SCORING, Scorable, Score, scorable, score_of
 from polyserve.service.admission import Ticket
 from polyserve.service.async_llm import AsyncLLM, ChoiceDelta
 from polyserve.tools.calls import Calls
@@ -96,11 +98,12 @@ class Frontend:
         request_timeout_s: float = math.inf,
         metrics_compat: str = "none",
         store: Store | None = None,
+        normalization: Normalization = "none",
     ) -> None:
         """model_names: what clients may call the model; responses carry the first.
 
         tool_call_parser: how the model writes calls of functions, one of `TOOL_CALL_PARSERS`.
-        metrics_compat: none or vllm.  store: of completions.
+        metrics_compat: none or vllm.  store: of completions.  normalization: of every text before it is tokenised.
         """
         self.llm = llm
         self.request_timeout_s = request_timeout_s
@@ -111,10 +114,11 @@ class Frontend:
         self.limits = limits or Limits()
         self.model_names = tuple(model_names)
         self.created = int(time.time())
+        self._store = store
+        self._normalization = normalization
         self.metrics = Metrics(llm, model_name=self.model_name, vllm_names=metrics_compat == "vllm")
         template = llm.tokenizer.chat_template
         self._call_format = choose_format(tool_call_parser, None if template is None else template.source)
-        self._store = store
 
     @property
     def model_name(self) -> str:
@@ -174,7 +178,6 @@ class Frontend:
         """
         async with self._admitting(timeout_s, renamed or {}) as (arrived, deadline):
             params = self._sampling_params(options, scores_prompt=echo)
-            await self.llm.check_grammar(params)
             read = await self.read_inputs(prompts, params)
         return Admitted(
             request_id=request_id, prompts=read, params=params, arrived=arrived, deadline=deadline, tenant=tenant
@@ -195,12 +198,45 @@ class Frontend:
             request_id=request_id, prompts=read, params=POOLED, arrived=arrived, deadline=deadline, tenant=tenant
         )
 
+    async def admit_scores(
+        self,
+        request_id: str,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        tenant: str | None = None,
+        timeout_s: float | None = None,
+    ) -> tuple[Admitted, list[Scorable]]:
+        """Check a request for the scores of continuations after their contexts, which it calls its `inputs`."""
+        async with self._admitting(timeout_s, {"prompt": "inputs"}) as (arrived, deadline):
+            whole = [context + continuation for context, continuation in pairs]
+            self.limits.check_prompts(whole, SCORING)
+            for text in whole:
+                self.limits.check_length(len(text.encode(errors="replace")), max_model_len=self.llm.max_model_len)
+            texts = [await asyncio.to_thread(scorable, self.llm.tokenizer, *pair) for pair in pairs]
+            for scored in texts:
+                self.llm.check(scored.prompt_ids, SCORING)
+        prompts = [Prompt(None, scored.prompt_ids) for scored in texts]
+        admitted = Admitted(
+            request_id=request_id, prompts=prompts, params=SCORING, arrived=arrived, deadline=deadline, tenant=tenant
+        )
+        return admitted, texts
+
+    async def score(self, request: Admitted, texts: Sequence[Scorable]) -> list[Score]:
+        """The scores of what `admit_scores` admitted. Leaving it aborts it."""
+        scores: dict[int, Score] = {}
+        async with aclosing(self.run(request)) as deltas:
+            async for index, delta in deltas:
+                if delta.prompt_logprobs is not None:
+                    scores[index] = score_of(texts[index], delta.prompt_logprobs)
+        return [scores[index] for index in range(len(texts))]
+
     async def read_inputs(self, prompts: Sequence[str | Sequence[int]], params: SamplingParams) -> list[Prompt]:
         """All prompts of a request, checked: before any is tokenised what can be, then as requests to the model."""
         self.limits.check_prompts(prompts, params)
         for text in prompts:
             if isinstance(text, str):
                 self.limits.check_length(len(text.encode(errors="replace")), max_model_len=self.llm.max_model_len)
+        await self.llm.check_grammar(params)
         read = [await self.read_prompt(prompt) for prompt in prompts]
         for prompt in read:
             self.llm.check(prompt.token_ids, params)
@@ -268,9 +304,12 @@ class Frontend:
 
     async def read_prompt(self, prompt: str | Sequence[int], *, add_special_tokens: bool = True) -> Prompt:
         """A prompt as token ids; ids are taken as they are."""
-        if isinstance(prompt, str):
-            return Prompt(prompt, await self.llm.encode(prompt, add_special_tokens=add_special_tokens))
-        return Prompt(None, list(prompt))
+        if not isinstance(prompt, str):
+            return Prompt(None, list(prompt))
+        text = prompt
+        if self._normalization != "none":
+            text = await asyncio.to_thread(normalized, prompt, self._normalization)
+        return Prompt(text, await self.llm.encode(text, add_special_tokens=add_special_tokens))
 
     async def read_conversation(self, conversation: Conversation, *, add_special_tokens: bool = False) -> Prompt:
         """The prompt that the chat template makes; it writes the special tokens itself."""
@@ -298,14 +337,10 @@ class Frontend:
         """One vector for each prompt. The first error, and cancellation, abort all of them in the engine."""
 
         async def compute(index: int, ticket: Ticket) -> list[float]:
-            prompt = request.prompts[index]
+            prompt, request_id = request.prompts[index], f"{request.request_id}-{index}"
             with self.metrics.request(request.arrived, prompt.text, ticket, request.params.n) as record:
                 vector = await self.llm.embed(
-                    f"{request.request_id}-{index}",
-                    prompt.token_ids,
-                    pooling=pooling,
-                    ticket=ticket,
-                    deadline=request.deadline,
+                    request_id, prompt.token_ids, pooling=pooling, ticket=ticket, deadline=request.deadline
                 )
                 record.vector()
             return vector

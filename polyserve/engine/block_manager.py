@@ -1,7 +1,8 @@
 """Gives a sequence the blocks its tokens need, and lets it begin with blocks that somebody else has computed.
 
 prefix hit   full blocks, found by name, are held as they are. At least one token is left to compute, so that there is
-             something to sample from.
+             something to sample from. A prompt that is scored begins with blocks whose log-probabilities are kept; the
+             last of these is computed again, since the token after it is predicted there.
 fork         a later choice of a request holds the prompt's blocks of an earlier one up to the last prompt token, which
              it computes itself, and a beam the blocks of the one it goes on from. The block where the first own token
              lies is copied, if anything before it lies there too.
@@ -11,7 +12,9 @@ Invariant    a block that is shared or has a name is never written: a sequence w
 """
 
 from polyserve.engine.block_pool import BlockPool, digest_of, root_of
+from polyserve.engine.kept_logprobs import MAX_KEPT_TOP, KeptLogprobs
 from polyserve.engine.sequence import Sequence
+from polyserve.request import TokenLogprob
 
 
 class BlockManager:
@@ -43,6 +46,8 @@ class BlockManager:
         num_new = self._num_blocks_of(len(seq.tokens)) - len(shared)
         if num_new + num_spare > num_free:
             return None
+        if seq.scores_prompt:
+            seq.prompt_logprobs = self._kept_logprobs(seq, num_computed)
         for block in shared:
             self.pool.hold(block)
         seq.block_table = shared + [self.pool.take() for _ in range(num_new)]
@@ -73,6 +78,7 @@ class BlockManager:
         num_full = num_computed // self.block_size
         for index in range(seq.num_named_blocks, num_full):
             self.pool.name(seq.block_table[index], self._digest(seq, index))
+            self._keep_logprobs(seq, index)
         seq.num_named_blocks = max(seq.num_named_blocks, num_full)
 
     def release(self, seq: Sequence) -> None:
@@ -93,7 +99,33 @@ class BlockManager:
             if block is None:
                 break
             blocks.append(block)
-        return blocks
+        if not seq.scores_prompt:
+            return blocks
+        num_scored = next((i for i, block in enumerate(blocks) if not self._has_logprobs(seq, block)), len(blocks))
+        return blocks[: max(0, num_scored - 1)]
+
+    def _has_logprobs(self, seq: Sequence, block: int) -> bool:
+        kept = self.pool.kept(block)
+        return kept is not None and kept.num_top >= (seq.params.prompt_logprobs or 0)
+
+    def _keep_logprobs(self, seq: Sequence, index: int) -> None:
+        """Keep what is known of the tokens of full block `index`, which was just named."""
+        end, num_top = (index + 1) * self.block_size, seq.params.prompt_logprobs or 0
+        entries = seq.prompt_logprobs
+        if entries is not None and end <= min(len(entries), seq.prompt_len) and num_top <= MAX_KEPT_TOP:
+            kept = KeptLogprobs.of(entries[end - self.block_size : end], seq.tokens[0], num_top=num_top)
+            self.pool.keep(self._digest(seq, index), kept)
+
+    def _kept_logprobs(self, seq: Sequence, num_computed: int) -> list[TokenLogprob | None]:
+        """Entries for the tokens of the blocks that `seq` begins with, and for the one after: the rest comes with what
+        is computed."""
+        entries: list[TokenLogprob | None] = [None]
+        for index in range(num_computed // self.block_size + bool(num_computed)):
+            block = self.pool.find(self._digest(seq, index))
+            kept = None if block is None else self.pool.kept(block)
+            assert kept is not None, f"sequence {seq.seq_id} begins with a block that was not scored"
+            entries[index * self.block_size :] = kept.entries(seq.params.prompt_logprobs or 0)
+        return [None, *entries[1 : num_computed + 1]]
 
     def _digest(self, seq: Sequence, index: int) -> bytes:
         """The name of full block `index` of `seq`; each is computed once."""

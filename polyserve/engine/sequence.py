@@ -60,7 +60,12 @@ class Sequence:
     @property
     def needs_every_state(self) -> bool:
         """Whether its prompt must pass through the model token by token, and nobody else's blocks help."""
-        return self.prompt_logprobs is not None or self.pooling == "mean"
+        return self.pooling == "mean"
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of its prompt are wanted and not all known."""
+        return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.prompt_len
 
     @property
     def prompt_stored(self) -> bool:

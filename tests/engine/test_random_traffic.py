@@ -12,7 +12,7 @@ import pytest
 
 from polyserve.request import Request, pooling_request
 from support.paper_beams import beam_answers
-from support.paper_runner import VOCAB_SIZE, PaperEngine, a_request, answer_to
+from support.paper_runner import VOCAB_SIZE, PaperEngine, a_request, answer_to, paper_score
 
 NUM_OPERATIONS = 6_000  # for each of the settings
 
@@ -67,6 +67,9 @@ def test_nothing_leaks_and_nothing_shared_is_written(name, overlaps):
     stats = engine.scheduler.stats
     assert (stats.num_running, stats.num_waiting, stats.num_free_blocks) == (0, 0, stats.num_blocks)
     assert len(requests) > 300
+    for request_id, entries in engine.prompt_logprobs.items():
+        prompt = requests[request_id].prompt_ids
+        assert entries == [None, *(paper_score(prompt, index) for index in range(1, len(prompt)))]
     for request in requests.values():
         for choice in range(request.params.n):
             got, known = engine.tokens.get((request.request_id, choice), []), _answer_to(request, choice, engine)

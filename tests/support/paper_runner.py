@@ -61,6 +61,11 @@ def paper_candidates(tokens: list[int], params: SamplingParams) -> list[Candidat
     return [Candidate(token_id, score, score, None) for score, token_id in best]
 
 
+def paper_score(tokens: list[int], index: int) -> TokenLogprob:
+    """What stands for the log-probability of a prompt's token: a float32 of all tokens up to it."""
+    return TokenLogprob(tokens[index], -(hash(tuple(tokens[: index + 1])) % 65536) / 1024)
+
+
 @dataclass
 class Known:
     tokens: list[int]
@@ -90,7 +95,7 @@ class PaperRunner:
             assert chunk.samples == (chunk.start + chunk.num_tokens == len(seq.tokens) and seq.params.max_tokens != 0)
             if seq.params.prompt_logprobs is not None and seq.choice == 0:
                 end = min(chunk.start + chunk.num_tokens + 1, seq.prompt_len)
-                entries = [TokenLogprob(token_id, 0.0) for token_id in seq.tokens[chunk.start + 1 : end]]
+                entries = [paper_score(seq.tokens, i) for i in range(chunk.start + 1, end)]
                 if entries:
                     scored.append(PromptLogprobs(chunk.seq_id, chunk.start + 1, entries))
             if seq.pooling is not None and chunk.start + chunk.num_tokens == seq.prompt_len:
@@ -180,6 +185,7 @@ class PaperEngine:
         self.runner = PaperRunner(num_blocks, block_size)
         self.tokens: dict[tuple[str, int], list[int]] = {}
         self.last: dict[tuple[str, int], SequenceOutput] = {}
+        self.prompt_logprobs: dict[str, list[TokenLogprob | None]] = {}
         self.overlaps = overlaps
         self.under_way: tuple[Step, StepResult] | None = None
 
@@ -229,6 +235,9 @@ class PaperEngine:
             key = (output.request_id, output.choice)
             assert self.last.get(key) is None or self.last[key].finish_reason is None, f"{key} goes on after its end"
             self.tokens.setdefault(key, []).extend(output.token_ids)
+            if output.prompt_logprobs is not None:
+                assert output.request_id not in self.prompt_logprobs, "a prompt's log-probabilities are told twice"
+                self.prompt_logprobs[output.request_id] = output.prompt_logprobs
             self.last[key] = output
 
     def drain(self, max_steps: int = 10_000) -> None:

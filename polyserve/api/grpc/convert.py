@@ -16,6 +16,7 @@ from polyserve.api.frontend import Admitted, Usage
 from polyserve.errors import InvalidRequest
 from polyserve.output import LogprobEntry, TopLogprob
 from polyserve.pooling import Pooling
+from polyserve.scoring import Score
 from polyserve.service.async_llm import ChoiceDelta
 from polyserve.tokenizer.base import Tokenizer
 from polyserve.tools.definition import Tool, ToolUse
@@ -151,6 +152,19 @@ def pooling(request: pb.EmbedRequest) -> Pooling | None:
     if request.pooling not in POOLINGS:
         raise InvalidRequest(f"pooling must be 'mean' or 'last', got {request.pooling}", param="pooling")
     return POOLINGS[request.pooling]
+
+
+def text_score(score: Score) -> pb.TextScore:
+    """The score of one text."""
+    return pb.TextScore(
+        logprob=score.logprob,
+        is_greedy=score.is_greedy,
+        perplexity=score.perplexity,
+        bits_per_byte=score.bits_per_byte,
+        num_bytes=score.num_bytes,
+        token_ids=score.token_ids,
+        token_logprobs=score.logprobs,
+    )
 
 
 def prompt_event(request: Admitted, first: ChoiceDelta, tokenizer: Tokenizer) -> pb.Prompt:

@@ -13,6 +13,7 @@ from polyserve.api.http.errors import ErrorBody, add_error_handlers
 from polyserve.api.http.head import HeadAsGet
 from polyserve.api.http.models import models_router
 from polyserve.api.http.operations import operations_router
+from polyserve.api.http.score import score_router
 from polyserve.api.http.stored import stored_router
 from polyserve.api.http.tokenizer import tokenizer_router
 from polyserve.api.protection import Protection
@@ -22,6 +23,7 @@ ROUTERS = (
     stored_router,
     completions_router,
     embeddings_router,
+    score_router,
     models_router,
     tokenizer_router,
     operations_router,
