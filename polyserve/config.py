@@ -116,11 +116,16 @@ class ServerConfig:
     tls_cert: str | None = option(None, "certificate in PEM, for HTTPS and gRPC over TLS; needs --tls-key")
     tls_key: str | None = option(None, "its private key in PEM, without a password")
     cors_origins: list[str] = option([], "origins whose web pages may call, such as https://example.org; default: none")
-    tool_call_parser: str = option(
-        "auto", "how the model writes calls of functions; auto: as its chat template tells", choices=TOOL_CALL_PARSERS
+    normalize_input: str = option(
+        "none",
+        "nfc: compose the characters of prompts and conversations before they are tokenised; not of stop strings",
+        choices=("none", "nfc"),
     )
     store: str | None = option(None, "file to keep chat completions in whose requests say so; default: none are kept")
     store_limit: int = option(1000, "stored completions of one API key; the oldest go first")
+    tool_call_parser: str = option(
+        "auto", "how the model writes calls of functions; auto: as its chat template tells", choices=TOOL_CALL_PARSERS
+    )
     max_logprobs: int = option(20, "most alternatives a request may ask for at each token")
     grammar_timeout_ms: int = option(GRAMMAR_TIMEOUT_MS, "processor time that compiling a request's grammar may take")
     step_timeout: float = option(60.0, "seconds after which an engine that is silent is stuck, and is started again")
@@ -148,6 +153,7 @@ class ServerConfig:
                 raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
         if not self.drain_timeout >= 0:
             raise ValueError(f"drain_timeout must be at least 0, got {self.drain_timeout}")
+        _check_choices(self, "normalize_input", ("none", "nfc"))
         if self.store_limit < 1:
             raise ValueError(f"store_limit must be at least 1, got {self.store_limit}")
         if (self.tls_cert is None) != (self.tls_key is None):

@@ -20,6 +20,7 @@ from polyserve.api.conversation import Conversation
 from polyserve.api.limits import Limits
 from polyserve.api.merge import merged
 from polyserve.api.metrics import Metrics
+from polyserve.api.normalization import Normalization, normalized
 from polyserve.api.store import Store
 from polyserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, ModelNotFound, NotFound, NotReady
 from polyserve.pooling import Pooling
@@ -97,11 +98,12 @@ class Frontend:
         request_timeout_s: float = math.inf,
         metrics_compat: str = "none",
         store: Store | None = None,
+        normalization: Normalization = "none",
     ) -> None:
         """model_names: what clients may call the model; responses carry the first.
 
         tool_call_parser: how the model writes calls of functions, one of `TOOL_CALL_PARSERS`.
-        metrics_compat: none or vllm.  store: of completions.
+        metrics_compat: none or vllm.  store: of completions.  normalization: of every text before it is tokenised.
         """
         self.llm = llm
         self.request_timeout_s = request_timeout_s
@@ -112,10 +114,11 @@ class Frontend:
         self.limits = limits or Limits()
         self.model_names = tuple(model_names)
         self.created = int(time.time())
+        self._store = store
+        self._normalization = normalization
         self.metrics = Metrics(llm, model_name=self.model_name, vllm_names=metrics_compat == "vllm")
         template = llm.tokenizer.chat_template
         self._call_format = choose_format(tool_call_parser, None if template is None else template.source)
-        self._store = store
 
     @property
     def model_name(self) -> str:
@@ -175,7 +178,6 @@ class Frontend:
         """
         async with self._admitting(timeout_s, renamed or {}) as (arrived, deadline):
             params = self._sampling_params(options, scores_prompt=echo)
-            await self.llm.check_grammar(params)
             read = await self.read_inputs(prompts, params)
         return Admitted(
             request_id=request_id, prompts=read, params=params, arrived=arrived, deadline=deadline, tenant=tenant
@@ -234,6 +236,7 @@ class Frontend:
         for text in prompts:
             if isinstance(text, str):
                 self.limits.check_length(len(text.encode(errors="replace")), max_model_len=self.llm.max_model_len)
+        await self.llm.check_grammar(params)
         read = [await self.read_prompt(prompt) for prompt in prompts]
         for prompt in read:
             self.llm.check(prompt.token_ids, params)
@@ -301,9 +304,12 @@ class Frontend:
 
     async def read_prompt(self, prompt: str | Sequence[int], *, add_special_tokens: bool = True) -> Prompt:
         """A prompt as token ids; ids are taken as they are."""
-        if isinstance(prompt, str):
-            return Prompt(prompt, await self.llm.encode(prompt, add_special_tokens=add_special_tokens))
-        return Prompt(None, list(prompt))
+        if not isinstance(prompt, str):
+            return Prompt(None, list(prompt))
+        text = prompt
+        if self._normalization != "none":
+            text = await asyncio.to_thread(normalized, prompt, self._normalization)
+        return Prompt(text, await self.llm.encode(text, add_special_tokens=add_special_tokens))
 
     async def read_conversation(self, conversation: Conversation, *, add_special_tokens: bool = False) -> Prompt:
         """The prompt that the chat template makes; it writes the special tokens itself."""
@@ -331,14 +337,10 @@ class Frontend:
         """One vector for each prompt. The first error, and cancellation, abort all of them in the engine."""
 
         async def compute(index: int, ticket: Ticket) -> list[float]:
-            prompt = request.prompts[index]
-            with self.metrics.request(request.arrived, prompt.text, ticket) as record:
+            prompt, request_id = request.prompts[index], f"{request.request_id}-{index}"
+            with self.metrics.request(request.arrived, prompt.text, ticket, request.params.n) as record:
                 vector = await self.llm.embed(
-                    f"{request.request_id}-{index}",
-                    prompt.token_ids,
-                    pooling=pooling,
-                    ticket=ticket,
-                    deadline=request.deadline,
+                    request_id, prompt.token_ids, pooling=pooling, ticket=ticket, deadline=request.deadline
                 )
                 record.vector()
             return vector
@@ -385,7 +387,7 @@ class Frontend:
     @contextmanager
     def _places(self, request: Admitted) -> Iterator[list[Ticket]]:
         """A place for each prompt, or Overloaded for all of them."""
-        admission = self.llm.admission
+        admission, params = self.llm.admission, request.params.drawn
         tickets: list[Ticket] = []
         try:
             with self.metrics.refusals():
@@ -393,7 +395,7 @@ class Frontend:
                     length = len(prompt.token_ids)
                     num_characters = length if prompt.text is None else len(prompt.text)
                     tickets.append(
-                        admission.reserve(length, request.params, tenant=request.tenant, num_characters=num_characters)
+                        admission.reserve(length, params, tenant=request.tenant, num_characters=num_characters)
                     )
             yield tickets
         finally:
@@ -413,7 +415,7 @@ class Frontend:
             deadline=request.deadline,
             shown_ids=frozenset() if calls is None else calls.shown_ids(self.llm.tokenizer),
         )
-        with self.metrics.request(request.arrived, prompt.text, ticket) as record:
+        with self.metrics.request(request.arrived, prompt.text, ticket, request.params.n) as record:
             async with aclosing(stream) as deltas:
                 async for delta in deltas:
                     record.delta(delta)

@@ -123,13 +123,13 @@ class Metrics:
             raise
 
     @contextmanager
-    def request(self, arrived: float, prompt: str | None, ticket: Ticket) -> Iterator["Record"]:
+    def request(self, arrived: float, prompt: str | None, ticket: Ticket, num_choices: int) -> Iterator["Record"]:
         """Follow one prompt while it is served. Choices that are open when it is left were aborted, or met an error."""
         self.prompt_tokens.inc(ticket.prompt_len)
         self.prompt_lengths.observe(ticket.prompt_len)
         if prompt is not None:
             self._written.add("prompt", script_of_text(prompt), ticket.prompt_len, len(prompt))
-        record = Record(self, arrived, ticket)
+        record = Record(self, arrived, ticket, num_choices)
         cause = "error"
         try:
             yield record
@@ -157,14 +157,14 @@ class Metrics:
 class Record:
     """One prompt's tokens as they come."""
 
-    def __init__(self, metrics: Metrics, arrived: float, ticket: Ticket) -> None:
+    def __init__(self, metrics: Metrics, arrived: float, ticket: Ticket, num_choices: int) -> None:
         self._metrics = metrics
         self._arrived = arrived
         self._ticket = ticket
         self._first = 0.0
         self._last: dict[int, float] = {}  # when each choice's newest token came
         self._num_tokens = 0
-        self.num_open = ticket.num_choices
+        self.num_open = num_choices
 
     def delta(self, delta: ChoiceDelta) -> None:
         """Count what one delta brings."""

@@ -4,10 +4,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from polyserve.api.conversation import Message
+from polyserve.api.conversation import Message, ToolCall
 from polyserve.api.frontend import Admitted, Frontend, Usage
 from polyserve.api.store import StoredChoice, StoredCompletion
 from polyserve.service.async_llm import ChoiceDelta
+from polyserve.tools.parser import CallDelta
 
 
 @dataclass(slots=True)
@@ -18,6 +19,7 @@ class Recording:
     metadata: Mapping[str, str] | None = None
     service_tier: str | None = None
     _texts: dict[int, list[str]] = field(default_factory=dict)
+    _calls: dict[int, list[CallDelta]] = field(default_factory=dict)
     _ends: dict[int, ChoiceDelta] = field(default_factory=dict)
 
     def add(self, choice: int, text: str) -> None:
@@ -27,6 +29,7 @@ class Recording:
     def delta(self, delta: ChoiceDelta) -> None:
         """What is new in a choice."""
         self.add(delta.choice, delta.text)
+        self._calls.setdefault(delta.choice, []).extend(delta.calls)
         if delta.finish_reason is not None:
             self._ends[delta.choice] = delta
 
@@ -35,7 +38,8 @@ class Recording:
         choices = []
         for choice, end in sorted(self._ends.items()):
             assert end.finish_reason is not None
-            choices.append(StoredChoice("".join(self._texts[choice]), end.finish_reason, end.stop_reason))
+            text, calls = "".join(self._texts[choice]), _joined(self._calls[choice])
+            choices.append(StoredChoice(text, end.finish_reason, end.stop_reason, calls))
         completion = StoredCompletion(
             id=request.request_id,
             created=int(time.time()),
@@ -50,3 +54,11 @@ class Recording:
             service_tier=self.service_tier,
         )
         await frontend.completions.put(request.tenant, completion)
+
+
+def _joined(deltas: Sequence[CallDelta]) -> list[ToolCall]:
+    """Whole calls, of all their deltas."""
+    arguments: dict[int, str] = {}
+    for delta in deltas:
+        arguments[delta.index] = arguments.get(delta.index, "") + delta.arguments
+    return [ToolCall(first.id or "", first.name, arguments[first.index]) for first in deltas if first.name is not None]

@@ -15,9 +15,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from polyserve.api.limits import Limits
+from polyserve.api.normalization import Normalization
 from polyserve.api.ports import PortUnavailable, listen
 from polyserve.api.protection import Protection
 from polyserve.api.reload import read_log_level, reloading_at_hangup
@@ -100,6 +101,7 @@ async def _run(
             request_timeout_s=server.request_timeout,
             metrics_compat=server.metrics_compat,
             store=store,
+            normalization=cast(Normalization, server.normalize_input),
         )
         with reloading_at_hangup(protection.keys.reload, partial(_set_log_level, llm, server.log_level_file)):
             return await serve(

@@ -17,7 +17,8 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from polyserve.api.conversation import Message
+from polyserve.api.conversation import Message, ToolCall
+from polyserve.api.metadata import check_metadata
 from polyserve.errors import InvalidRequest, NotFound, SettingsError
 from polyserve.request import FinishReason
 
@@ -43,6 +44,7 @@ class StoredChoice:
     content: str
     finish_reason: FinishReason | Literal["tool_calls"]
     stop_reason: int | str | None
+    tool_calls: list[ToolCall] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,9 @@ class Filters:
 
     model: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_metadata(self.metadata)
 
 
 class Store:

@@ -80,8 +80,8 @@ class Scheduler:
         self._running: list[Sequence] = []  # by rank
         self._groups: dict[str, BeamGroup] = {}  # of requests that use beam search
         self._released: list[int] = []  # the runner has not been told yet
-        self._appended: dict[int, int] = {}  # nor of these
         self._suspects: list[Sequence] = []  # of a step that could not be computed
+        self._appended: dict[int, int] = {}  # nor of these
         self._num_preemptions = self._prefix_query_tokens = self._prefix_hit_tokens = 0
 
     @property
@@ -273,7 +273,7 @@ class Scheduler:
         self._suspects += tried_again
         outputs: list[SequenceOutput] = []
         for seq in live:
-            if seq not in tried_again and seq.seq_id in self._live:  # else it ended with its group
+            if seq not in tried_again and seq.seq_id in self._live:  # a beam ends those beside it as well
                 outputs += self._fail(seq, message)
         return outputs
 
@@ -323,7 +323,7 @@ class Scheduler:
         return seq
 
     def _give_back(self, seq: Sequence) -> None:
-        """Let a sequence that ran wait, without blocks; a beam that waits for others has nothing to queue for."""
+        """Let a sequence that ran wait, without blocks. A beam that waits for those beside it asks for none."""
         self._take_blocks(seq)
         if seq.candidates is None:
             self._wake([seq])

@@ -109,8 +109,8 @@ def test_options_reach_the_engine_exactly(stub: PolyServeStub, llm: FakeLLM) -> 
     beams = {
         "use_beam_search": True, "best_of": 3, "length_penalty": 0.5, "early_stopping": pb.EARLY_STOPPING_NEVER,
     }  # fmt: skip
-    fields = {field.name for field in pb.SamplingParams.DESCRIPTOR.fields}
-    assert {*options, *beams} == {name for name in fields if not name.startswith("guided_")}  # see test_structured.py
+    grammars = {field.name for field in pb.SamplingParams.DESCRIPTOR.oneofs_by_name["grammar"].fields}
+    assert {*options, *beams, *grammars} == {field.name for field in pb.SamplingParams.DESCRIPTOR.fields}
     generate(stub, **options)
     assert {name: getattr(llm.seen[0], name) for name in options} == options
     generate(stub, **beams)

@@ -20,6 +20,7 @@ from typing import cast
 
 from polyserve.api.frontend import Frontend
 from polyserve.api.limits import Limits
+from polyserve.api.normalization import Normalization
 from polyserve.api.store import Store
 from polyserve.engine.grammar import byte_tokenizer, compile_grammar
 from polyserve.errors import DeadlineExceeded, EngineDead
@@ -279,6 +280,7 @@ def fake_frontend(
     limits: Limits | None = None,
     request_timeout_s: float = math.inf,
     store: Store | None = None,
+    normalization: Normalization = "none",
 ) -> Frontend:
     """A Frontend in front of a FakeLLM."""
     return Frontend(
@@ -287,4 +289,5 @@ def fake_frontend(
         limits=limits,
         request_timeout_s=request_timeout_s,
         store=store,
+        normalization=normalization,
     )

@@ -13,6 +13,7 @@ import httpx
 import uvloop
 
 from polyserve.api.frontend import Frontend
+from polyserve.api.normalization import Normalization
 from polyserve.api.ports import listen
 from polyserve.api.protection import Protection
 from polyserve.api.server import serve
@@ -42,7 +43,9 @@ class LiveServer:
         drain_timeout_s: float,
         request_timeout_s: float,
         store_path: Path | None,
+        normalization: Normalization,
     ) -> None:
+        self._normalization = normalization
         self._drain_timeout_s = drain_timeout_s
         self._request_timeout_s = request_timeout_s
         self._make_llm = make_llm
@@ -95,7 +98,11 @@ class LiveServer:
         if self._store_path is not None:
             store = await Store.open(self._store_path, limit=STORE_LIMIT)
         self.frontend = fake_frontend(
-            self.llm, limits=self._protection.limits, request_timeout_s=self._request_timeout_s, store=store
+            self.llm,
+            limits=self._protection.limits,
+            request_timeout_s=self._request_timeout_s,
+            store=store,
+            normalization=self._normalization,
         )
         with listen(HOST, 0) as http_socket, listen(HOST, 0) as grpc_socket:
             self.url = f"http://{HOST}:{http_socket.getsockname()[1]}"
@@ -125,9 +132,12 @@ def live_server(
     drain_timeout_s: float = DRAIN_TIMEOUT_S,
     request_timeout_s: float = math.inf,
     store_path: Path | None = None,
+    normalization: Normalization = "none",
 ) -> Iterator[LiveServer]:
     """A server for as long as the block runs."""
-    server = LiveServer(make_llm, protection or Protection(), drain_timeout_s, request_timeout_s, store_path)
+    server = LiveServer(
+        make_llm, protection or Protection(), drain_timeout_s, request_timeout_s, store_path, normalization
+    )
     server.start()
     try:
         yield server

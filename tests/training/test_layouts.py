@@ -14,6 +14,7 @@ from support.checkpoints import make_checkpoint
 from support.together import Task, perform, work_together
 from support.training_runs import write_recipe
 
+pytestmark = pytest.mark.timeout(900)  # processes that share two cores with other tests take turns
 LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "alone": (1, []),
     "2 copies": (2, ["parallel.shard=false"]),

@@ -1,8 +1,10 @@
 """The RPCs for completions that were created with `store`."""
 
+from collections.abc import Sequence
+
 import grpc
 
-from polyserve.api.conversation import Message
+from polyserve.api.conversation import Message, ToolCall
 from polyserve.api.grpc.calls import Calls
 from polyserve.api.grpc.convert import FINISH_REASONS
 from polyserve.api.metadata import check_metadata
@@ -82,6 +84,7 @@ def _choice(choice: StoredChoice) -> pb.StoredChoice:
     stop = choice.stop_reason
     return pb.StoredChoice(
         content=choice.content,
+        tool_calls=_calls(choice.tool_calls),
         finish_reason=FINISH_REASONS[choice.finish_reason],
         stop_token_id=stop if isinstance(stop, int) else None,
         stop_string=stop if isinstance(stop, str) else None,
@@ -93,6 +96,10 @@ def _message(message: Message) -> pb.ChatMessage:
         role=f"ROLE_{message.role.upper()}",
         content=message.content,
         name=message.name,
-        tool_calls=[pb.ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in message.tool_calls],
+        tool_calls=_calls(message.tool_calls),
         tool_call_id=message.tool_call_id,
     )
+
+
+def _calls(calls: Sequence[ToolCall]) -> list[pb.ToolCall]:
+    return [pb.ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in calls]

@@ -244,24 +244,13 @@ class DeletedCompletion(Answer):
     deleted: Literal[True]
 
 
-class StoredFunction(Answer):
-    name: str
-    arguments: str
-
-
-class StoredToolCall(Answer):
-    id: str
-    type: Literal["function"]
-    function: StoredFunction
-
-
 class StoredMessage(Answer):
     id: str
     role: Role
     content: str | None
     refusal: None
     name: str | None = None
-    tool_calls: list[StoredToolCall] | None = None
+    tool_calls: list[CallObject] | None = None
     tool_call_id: str | None = None
 
 

@@ -1,10 +1,11 @@
 """Completions that were created with `store`: GET, POST and DELETE below /v1/chat/completions."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 
-from polyserve.api.conversation import Message
+from polyserve.api.conversation import Message, ToolCall
 from polyserve.api.frontend import Frontend, shortened
 from polyserve.api.http.answers import (
     ChatCompletion,
@@ -89,7 +90,9 @@ def completion_object(completion: StoredCompletion) -> dict[str, object]:
 
 
 def _choice_object(index: int, choice: StoredChoice) -> dict[str, object]:
-    message = {"role": "assistant", "content": choice.content, "refusal": None}
+    message: dict[str, object] = {"role": "assistant", "content": choice.content, "refusal": None}
+    if choice.tool_calls:
+        message |= {"content": choice.content or None, "tool_calls": _calls(choice.tool_calls)}
     value = {"index": index, "message": message, "logprobs": None, "finish_reason": choice.finish_reason}
     return value if choice.stop_reason is None else {**value, "stop_reason": choice.stop_reason}
 
@@ -101,11 +104,15 @@ def _message_object(message_id: str, message: Message) -> dict[str, object]:
     if message.tool_call_id is not None:
         value["tool_call_id"] = message.tool_call_id
     if message.tool_calls:
-        value["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in message.tool_calls
-        ]
+        value["tool_calls"] = _calls(message.tool_calls)
     return value
+
+
+def _calls(calls: Sequence[ToolCall]) -> list[dict[str, object]]:
+    return [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in calls
+    ]
 
 
 def _list_object(data: list[dict[str, object]], has_more: bool) -> dict[str, object]:
@@ -147,7 +154,7 @@ def _parameters(*filters: str) -> dict[str, Any]:
         "order": ({"type": "string", "enum": ["asc", "desc"]}, "Oldest first, the default, or newest first."),
         "model": (string, "Only completions of this model."),
         "metadata": (
-            {"type": "object", "additionalProperties": string},
+            {"type": "object"},  # of strings, as all that a query holds
             "Only completions that have all of this: `metadata[key]=value`.",
         ),
     }

@@ -82,12 +82,14 @@ def _enum(enum: dpb.EnumDescriptorProto, path: Path_, comments: dict[Path_, str]
 def _kind(field: Field, entry: dpb.DescriptorProto | None) -> str:
     if entry is not None:
         return f"map of {_kind(entry.field[0], None)} to {_kind(entry.field[1], None)}"
-    kind = _link(field.type_name) if field.type_name else TYPES[field.type]
+    kind = TYPES[field.type]
+    if field.type_name:
+        kind = _link(field.type_name, kind=kind)
     if field.label == Field.LABEL_REPEATED:
         return f"list of {kind}"
     return f"optional {kind}" if field.proto3_optional else kind
 
 
-def _link(type_name: str) -> str:
+def _link(type_name: str, *, kind: str = "message") -> str:
     name = type_name.rpartition(".")[2]
-    return f"[{name}](#{'enum' if name in ('Role', 'FinishReason', 'Pooling', 'Order') else 'message'}-{name.lower()})"
+    return f"[{name}](#{kind}-{name.lower()})"
