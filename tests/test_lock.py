@@ -30,7 +30,10 @@ def wanted() -> Iterator[Requirement]:
     """What pyproject.toml asks for itself, but for what only some machines can have."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    for lines in (project["dependencies"], *(extras[name] for name in ("cuda", "train", "tensorboard", "wandb", "otel", "dev"))):
+    for lines in (
+        project["dependencies"],
+        *(extras[name] for name in ("cuda", "train", "tensorboard", "wandb", "otel", "dev")),
+    ):
         yield from (Requirement(line) for line in lines if not line.startswith("polyserve-lm"))
 
 
