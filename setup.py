@@ -20,7 +20,7 @@ ROOTS = {
 CSRC = Path("kernels/csrc")
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-INSTRUCTION_SETS = {"avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
+INSTRUCTION_SETS = {"avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16", "-mavx512vbmi"]}
 # A product and a sum that the source keeps apart stay apart: a formula has the same bits wherever it is inlined. GCC 12
 # takes its own undefined-vector intrinsics for uninitialised values.
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread", "-g0", "-Wno-uninitialized"]

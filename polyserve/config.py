@@ -136,6 +136,9 @@ class ServerConfig:
         "vllm: /metrics also under vLLM's names, for dashboards and gateways made for it",
         choices=("none", "vllm"),
     )
+    otlp_traces_endpoint: str | None = option(
+        None, "send traces to this OpenTelemetry collector, such as http://localhost:4318/v1/traces"
+    )
     log_format: str = option("text", "how log lines are written", choices=("text", "json"))
     access_log: bool = option(False, "log a line for each HTTP request: method, path, status, time, key's name")
     log_level: str = option("info", "least important lines to log", choices=LOG_LEVELS)

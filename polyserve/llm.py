@@ -23,10 +23,11 @@ from polyserve.config import EngineConfig
 from polyserve.engine.engine import Engine
 from polyserve.errors import InvalidRequest
 from polyserve.model.weights.resolve import resolve
-from polyserve.output import CompletionOutput, RequestOutput, SequenceText, prompt_logprob_entries
+from polyserve.output import CompletionOutput, RequestOutput, SequenceText, mean_logprob, prompt_logprob_entries
 from polyserve.pooling import Pooling, unit_length
 from polyserve.request import POOLED, Request, SequenceOutput, admit, check_request, error_of, pooling_request
 from polyserve.sampling_params import SamplingParams
+from polyserve.scoring import SCORING, Scorable, Score, scorable, score_of
 from polyserve.tokenizer.base import Tokenizer
 from polyserve.tokenizer.load import load_tokenizer
 
@@ -121,6 +122,21 @@ class LLM:
         self._run(jobs, use_tqdm=use_tqdm)
         return [unit_length(job.values) if normalize else job.values for job in jobs]
 
+    def score(self, texts: Sequence[str | tuple[str, str]], *, use_tqdm: bool = True) -> list[Score]:
+        """How likely the model finds each text, or each continuation of a context: see `polyserve.scoring`.
+
+        Raises InvalidRequest, before anything is computed, if one of them can never be scored.
+        """
+
+        def admit_one(text: str | tuple[str, str]) -> tuple[Scorable, _Answer]:
+            context, continuation = ("", text) if isinstance(text, str) else text
+            scored = scorable(self.tokenizer, context, continuation)
+            return scored, self._admit(None, scored.prompt_ids, SCORING)
+
+        jobs = _each(texts, admit_one)
+        self._run([job for _, job in jobs], use_tqdm=use_tqdm)
+        return [score_of(scored, job.output.prompt_logprobs or []) for scored, job in jobs]
+
     def _encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):
             return prompt, self.tokenizer.encode(prompt)
@@ -163,7 +179,7 @@ class LLM:
                 "max_tokens must be at least 1 unless prompt_logprobs is set, got 0", param="max_tokens"
             )
         self.engine.check_grammar(params)
-        return _Answer(admit(next(self._request_ids), prompt_ids, params), prompt, self.tokenizer)
+        return _Answer(admit(next(self._request_ids), prompt_ids, params.drawn), prompt, self.tokenizer, params)
 
     def _run(self, jobs: "Sequence[_Job]", *, use_tqdm: bool) -> None:
         """Step until every job is done. Whatever ends this early (an error, Ctrl-C) leaves the engine empty."""
@@ -238,7 +254,8 @@ class _Vector:
 class _Answer:
     """A request and its answers so far."""
 
-    def __init__(self, request: Request, prompt: str | None, tokenizer: Tokenizer) -> None:
+    def __init__(self, request: Request, prompt: str | None, tokenizer: Tokenizer, asked: SamplingParams) -> None:
+        """asked: what the caller wants to see of `request`, which may bring more answers than that."""
         params = request.params
         choices = range(params.n)
         wanted = params.logprobs is not None
@@ -256,6 +273,7 @@ class _Answer:
             num_cached_tokens=0,
         )
         self._tokenizer = tokenizer
+        self._asked = asked
         self._texts = {choice: SequenceText(tokenizer, params) for choice in choices}  # those that go on
 
     @property
@@ -276,6 +294,8 @@ class _Answer:
         if delta.logprobs is not None and answer.logprobs is not None and answer.cumulative_logprob is not None:
             answer.logprobs += delta.logprobs
             answer.cumulative_logprob += sum(entry.logprob for entry in delta.logprobs)
+        elif output.cumulative_logprob is not None:
+            answer.cumulative_logprob = output.cumulative_logprob
         answer.finish_reason, answer.stop_reason = delta.finish_reason, delta.stop_reason
         if output.prompt_logprobs is not None:
             self.output.prompt_logprobs = prompt_logprob_entries(self._tokenizer, output.prompt_logprobs)
@@ -283,7 +303,17 @@ class _Answer:
         if text.finished:
             del self._texts[output.choice]
         self.output.finished = not self._texts
+        if self.output.finished and self._asked.drawn is not self._asked:
+            self._pick()
         return delta.stopped
+
+    def _pick(self) -> None:
+        """Keep the best answers, as many and with as much as was asked."""
+        ranked = sorted(self.output.outputs, key=lambda answer: -mean_logprob(answer.logprobs or []))
+        self.output.outputs = [
+            replace(answer, index=index, logprobs=None if self._asked.logprobs is None else answer.logprobs)
+            for index, answer in enumerate(ranked[: self._asked.n])
+        ]
 
 
 @contextmanager

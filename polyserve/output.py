@@ -13,6 +13,7 @@ completed it. The text of the first `min_tokens` tokens is given out whole. The 
 sequence, `stop_token_ids`) is reported without its text.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -81,6 +82,11 @@ class RequestOutput:
     prompt_logprobs: list[LogprobEntry | None] | None  # entry 0 is None: nothing predicts the first token
     finished: bool
     num_cached_tokens: int
+
+
+def mean_logprob(entries: Sequence[LogprobEntry]) -> float:
+    """By which answers are compared of which the best are given; that of an empty one is the lowest there is."""
+    return sum(entry.logprob for entry in entries) / len(entries) if entries else -math.inf
 
 
 def logprob_entry(tokenizer: Tokenizer, position: TokenLogprob) -> LogprobEntry:

@@ -60,6 +60,7 @@ class SequenceOutput:
     )
     num_cached_tokens: int = 0  # prompt tokens whose keys and values came from the prefix cache
     error: str | None = None  # with finish_reason "error": what to tell the client
+    cumulative_logprob: float | None = None  # with the end of an answer of beam search: sum over all its tokens
     refused_param: str | None = None  # the parameter at fault, if the error is the request's own
     pooled: list[float] | None = None  # the pooled hidden states [C], if asked for
 
@@ -120,11 +121,6 @@ def check_request(
     """Raise InvalidRequest if a model of this vocabulary and this length can never serve the request."""
     if not prompt_ids:
         raise InvalidRequest("the prompt must have at least one token, got none", param="prompt")
-    if min(prompt_ids) < 0 or max(prompt_ids) >= vocab_size:
-        wrong = next(token_id for token_id in prompt_ids if not 0 <= token_id < vocab_size)
-        raise InvalidRequest(
-            f"the prompt holds token id {wrong}; this model's ids are 0 to {vocab_size - 1}", param="prompt"
-        )
     params.check_against(vocab_size=vocab_size, max_logprobs=max_logprobs)
     num_answer = 0 if params.max_tokens == 0 else max(1, params.min_tokens)
     too_many = len(prompt_ids) + num_answer - max_model_len
@@ -134,4 +130,10 @@ def check_request(
             f"the prompt has {len(prompt_ids)} tokens{answer}; this model takes {max_model_len}: {too_many} too many",
             param="prompt",
             code="context_length_exceeded",
+        )
+    # Last: it takes a moment where the prompt is long, and by now it is not too long.
+    if min(prompt_ids) < 0 or max(prompt_ids) >= vocab_size:
+        wrong = next(token_id for token_id in prompt_ids if not 0 <= token_id < vocab_size)
+        raise InvalidRequest(
+            f"the prompt holds token id {wrong}; this model's ids are 0 to {vocab_size - 1}", param="prompt"
         )

@@ -5,7 +5,8 @@ Order, for one token   logits -> repetition penalty -> frequency and presence pe
 Log-probabilities that are reported are the model's own: before any of these.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from polyserve.config import option
 from polyserve.errors import InvalidRequest
@@ -50,6 +51,8 @@ class Range:
 
 RANGES = {  # None, where a field allows it, lies in every range
     "n": Range(1, MAX_CHOICES),
+    "best_of": Range(1, MAX_CHOICES),
+    "length_penalty": Range(-10.0, 10.0),
     "max_tokens": Range(0, MAX_COUNT),
     "min_tokens": Range(0, MAX_COUNT),
     "temperature": Range(0.0, 100.0),
@@ -73,6 +76,18 @@ class SamplingParams:
     """Every field has an effect. Raises InvalidRequest, naming the field, if a value is out of range."""
 
     n: int = option(1, "choices for one prompt; choice i uses the random numbers (seed, i, position)")
+    best_of: int | None = option(
+        None, "find this many answers and give the n best, by mean log-probability of a token; default: n"
+    )
+    use_beam_search: bool = option(False, "search for the likeliest answers with best_of beams, without random numbers")
+    length_penalty: float = option(
+        1.0, "beam search ranks answers by log-probability / length ** this: above 0 it favours long ones"
+    )
+    early_stopping: bool | Literal["never"] = option(
+        False,
+        "when beam search ends: true: with the first best_of answers; false: when the best beam is worse than they are "
+        "at its present length; never: when it will be at any length",
+    )
     max_tokens: int | None = option(16, "most tokens of an answer; none: as many as the model's length allows")
     min_tokens: int = option(0, "stop tokens are impossible before this many, and stop strings are not looked for")
     temperature: float = option(1.0, "0 is greedy")
@@ -124,10 +139,51 @@ class SamplingParams:
         self._check_grammar()
         if self.cache_salt is not None:
             _check_salt(self.cache_salt)
+        if self.best_of is not None and self.best_of < self.n:
+            raise InvalidRequest(f"best_of must be at least n ({self.n}), got {self.best_of}", param="best_of")
+        self._check_beam_search()
+
+    def _check_beam_search(self) -> None:
+        """Refuse what has no effect: parameters of the search without it, and of random choice with it."""
+        stopping = self.early_stopping
+        if not isinstance(stopping, bool) and stopping != "never":
+            raise InvalidRequest(
+                f"early_stopping must be true, false or 'never', got {stopping!r:.60}", param="early_stopping"
+            )
+        if not isinstance(self.use_beam_search, bool):
+            raise InvalidRequest(
+                f"use_beam_search must be true or false, got {self.use_beam_search!r:.60}", param="use_beam_search"
+            )
+        if not self.use_beam_search:
+            for name, default in (("length_penalty", 1.0), ("early_stopping", False)):
+                if getattr(self, name) != default:
+                    raise InvalidRequest(f"{name} needs use_beam_search", param=name)
+            return
+        if self.temperature not in (0.0, 1.0):
+            raise InvalidRequest(
+                f"temperature must be 0 or 1 with use_beam_search, which draws nothing, got {self.temperature}",
+                param="temperature",
+            )
+        for name, harmless in (("top_k", (0, -1)), ("top_p", (1.0,)), ("min_p", (0.0,)), ("typical_p", (1.0,))):
+            if getattr(self, name) not in harmless:
+                message = f"{name} cannot go with use_beam_search, which draws nothing, got {getattr(self, name)}"
+                raise InvalidRequest(message, param=name)
 
     @property
     def greedy(self) -> bool:
-        return self.temperature == 0.0
+        return self.temperature == 0.0 or self.use_beam_search
+
+    @property
+    def drawn(self) -> "SamplingParams":
+        """What the engine is asked where n answers are picked among best_of: all of them, with log-probabilities."""
+        if self.use_beam_search or self.num_beams == self.n:
+            return self
+        return replace(self, n=self.num_beams, best_of=None, logprobs=self.logprobs or 0)
+
+    @property
+    def num_beams(self) -> int:
+        """Answers that are looked for: those of beam search, or those of which the n best are given."""
+        return self.best_of or self.n
 
     @property
     def grammar_field(self) -> str | None:

@@ -67,6 +67,25 @@ def test_choices_differ_and_a_seed_repeats_them(llm: LLM) -> None:
     assert token_ids(llm.generate(PROMPTS[0], replace(params, seed=None))) != first
 
 
+def test_best_of_gives_the_answers_with_the_highest_mean_log_probability(llm: LLM) -> None:
+    params = SamplingParams(n=6, seed=7, max_tokens=12, stop=["a"], logprobs=0)
+    (drawn,) = llm.generate(PROMPTS[0], params)
+    means = [answer.cumulative_logprob / len(answer.token_ids) for answer in drawn.outputs]
+    best = sorted(range(6), key=lambda choice: -means[choice])[:2]
+    (picked,) = llm.generate(PROMPTS[0], replace(params, n=2, best_of=6, logprobs=None))
+    assert [answer.text for answer in picked.outputs] == [drawn.outputs[choice].text for choice in best]
+    assert [answer.index for answer in picked.outputs] == [0, 1]
+    assert picked.outputs[0].logprobs is None
+
+
+def test_beam_search_tells_the_log_probability_of_its_answers(llm: LLM) -> None:
+    params = SamplingParams(use_beam_search=True, n=3, max_tokens=8, length_penalty=0.0)
+    (plain,), (scored,) = (llm.generate(PROMPTS[0], replace(params, logprobs=logprobs)) for logprobs in (None, 0))
+    found = [answer.cumulative_logprob for answer in plain.outputs]
+    assert found == sorted(found, reverse=True)
+    assert found == pytest.approx([answer.cumulative_logprob for answer in scored.outputs])
+
+
 def test_a_stop_string_cuts_the_text_and_ends_the_choice(llm: LLM) -> None:
     (whole,) = llm.generate(PROMPTS[0], GREEDY)
     text = whole.outputs[0].text

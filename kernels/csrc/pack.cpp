@@ -31,7 +31,12 @@ void put_chunk(long bits, uint8_t* chunk, long lane, const uint8_t* integers) {
   uint64_t bytes;
   std::memcpy(&bytes, integers, 8);
   if (bits == 8) {
-    for (long j = 0; j < 4; ++j) std::memcpy(chunk + 32 * j + 2 * lane, integers + 2 * j, 2);
+    const uint64_t minus = bytes >> 7 & 0x0101010101010101;  // of each byte
+    bytes = ((bytes ^ minus * 255) + minus) | minus << 7;
+    for (long j = 0; j < 4; ++j) {
+      const uint16_t pair = static_cast<uint16_t>(bytes >> 16 * j);
+      std::memcpy(chunk + 64 * (j / 2) + 16 * (lane / 4) + 8 * (j % 2) + 2 * (lane % 4), &pair, 2);
+    }
     return;
   }
   if (bits <= 3) {

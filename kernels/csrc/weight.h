@@ -15,7 +15,8 @@
 //                       2, 3 bits      [32] uint8, bits 2 j and 2 j + 1 of lane l: the low 2 bits
 //                       3, 5 bits      then [4] uint32, bit l of word j: the next bit
 //                       6 bits         then [32] uint8, bits 2 j and 2 j + 1 of lane l: the next 2 bits
-//                       8 bits         [4][32] int8
+//                       8 bits         pairs 0 and 1, then 2 and 3, each [4][2][8]: 8 lanes of one, and of the other;
+//                                      bit 7 is the sign, the others the magnitude, and -0 stands for -128
 //          A weight is (integer - offset) * scale * factor + minimum * factor of minimums.
 // Panel    [channels][kTile] float32, or [channels / 2][kTile][2] bfloat16, which holds every integer exactly: scales
 //          are for the sums of groups.
@@ -141,7 +142,10 @@ inline vf minimums_of(const ps::Weight& w, const Layout& layout, const Place& pl
 // The integer of lane l of pair j of 8 channels, as it is stored.
 template <int BITS>
 inline int integer_of(const uint8_t* chunk, int j, int l) {
-  if constexpr (BITS == 8) return reinterpret_cast<const int8_t*>(chunk)[32 * j + l];
+  if constexpr (BITS == 8) {
+    const int code = chunk[64 * (j / 2) + 16 * (l / 8) + 8 * (j % 2) + l % 8], magnitude = code & 127;
+    return code < 128 ? magnitude : magnitude == 0 ? -128 : -magnitude;
+  }
   int x;
   const uint8_t* high;
   if constexpr (BITS <= 3) {
@@ -162,24 +166,54 @@ inline int integer_of(const uint8_t* chunk, int j, int l) {
   return x;
 }
 
-// bfloat16 of each integer less an offset, to look up. The bits of an index above the weight's own do not count.
+// bfloat16 of each integer less an offset, to look up. The bits of an index above the weight's own do not count. Of 8 bits
+// by magnitude, in bytes: the low ones, then the high ones with a plus and with a minus.
 struct Table {
   alignas(64) bf16 entries[64];
+  alignas(64) uint8_t bytes[3][128];
   explicit Table(const ps::Weight& w) {
+    if (w.bits == 8) {
+      for (int i = 0; i < 128; ++i) {
+        const uint16_t plus = rounded<bf16>(static_cast<float>(i)).bits, minus = rounded<bf16>(static_cast<float>(i == 0 ? -128 : -i)).bits;
+        bytes[0][i] = static_cast<uint8_t>(plus);  // 0 and -128 have the same
+        bytes[1][i] = static_cast<uint8_t>(plus >> 8);
+        bytes[2][i] = static_cast<uint8_t>(minus >> 8);
+      }
+      return;
+    }
     for (int i = 0; i < 64; ++i) entries[i] = rounded<bf16>(static_cast<float>((i & ((1 << w.bits) - 1)) - w.offset));
   }
 };
 
 #if defined(__AVX512BF16__)
 
+// A table in registers.
+template <int BITS>
+struct Lookup {
+  vi parts[BITS == 8 ? 6 : BITS == 6 ? 2 : 1];
+  explicit Lookup(const Table& table) {
+    const uint8_t* from = BITS == 8 ? table.bytes[0] : reinterpret_cast<const uint8_t*>(table.entries);
+    for (vi& part : parts) {
+      part = _mm512_load_si512(from);
+      from += 64;
+    }
+  }
+};
+
 // The four pairs of 8 channels as bfloat16.
 template <int BITS>
-inline void unpack_chunk(const uint8_t* chunk, vi low, vi high, vi pairs[4]) {
+inline void unpack_chunk(const uint8_t* chunk, const Lookup<BITS>& lookup, vi pairs[4]) {
+  const vi* const parts = lookup.parts;
   if constexpr (BITS == 8) {
-    const auto wide = [=](int i) {
-      return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(chunk + i))));
-    };
-    for (int j = 0; j < 4; ++j) pairs[j] = reinterpret_cast<vi>(_mm512_cvtne2ps_pbh(wide(32 * j + 16), wide(32 * j)));
+    for (int half = 0; half < 2; ++half) {
+      const vi codes = _mm512_loadu_si512(chunk + 64 * half);
+      const __mmask64 minus = _mm512_movepi8_mask(codes);
+      const vi low = _mm512_permutex2var_epi8(parts[0], codes, parts[1]);
+      vi high = _mm512_mask2_permutex2var_epi8(parts[4], codes, minus, parts[5]);
+      high = _mm512_mask2_permutex2var_epi8(parts[2], high, _knot_mask64(minus), parts[3]);
+      pairs[2 * half] = _mm512_unpacklo_epi8(low, high);
+      pairs[2 * half + 1] = _mm512_unpackhi_epi8(low, high);
+    }
     return;
   }
   constexpr int low_bits = BITS <= 3 ? 2 : 4;
@@ -197,9 +231,9 @@ inline void unpack_chunk(const uint8_t* chunk, vi low, vi high, vi pairs[4]) {
     }
     if constexpr (BITS == 6) {
       const vi two = _mm512_and_si512(_mm512_srli_epi16(upper, 2 * j), _mm512_set1_epi16(3));
-      pairs[j] = _mm512_permutex2var_epi16(low, _mm512_or_si512(index, _mm512_slli_epi16(two, 4)), high);
+      pairs[j] = _mm512_permutex2var_epi16(parts[0], _mm512_or_si512(index, _mm512_slli_epi16(two, 4)), parts[1]);
     } else {
-      pairs[j] = _mm512_permutexvar_epi16(index, low);
+      pairs[j] = _mm512_permutexvar_epi16(index, parts[0]);
     }
   }
 }
@@ -210,10 +244,10 @@ template <int BITS, class P>
 inline void unpack_values(const ps::Weight& w, [[maybe_unused]] const Table& table, const uint8_t* values, long channels, P* panel) {
 #if defined(__AVX512BF16__)
   if constexpr (std::is_same_v<P, bf16>) {
-    const vi low = _mm512_load_si512(table.entries), high = _mm512_load_si512(table.entries + 32);
+    const Lookup<BITS> lookup(table);
     for (long c = 0; c < channels; c += kChunk, values += kTile * BITS, panel += kChunk * kTile) {
       vi pairs[4];
-      unpack_chunk<BITS>(values, low, high, pairs);
+      unpack_chunk<BITS>(values, lookup, pairs);
       for (int j = 0; j < 4; ++j) _mm512_storeu_si512(panel + 32 * j, pairs[j]);
     }
     return;

@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
@@ -19,13 +19,15 @@ from typing import Any
 from polyserve.api.conversation import Conversation
 from polyserve.api.limits import Limits
 from polyserve.api.merge import merged
-from polyserve.api.metrics import Metrics
+from polyserve.api.metrics import Metrics, Record
 from polyserve.api.normalization import Normalization, normalized
 from polyserve.api.store import Store
+from polyserve.api.tracing import Tracing
 from polyserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, ModelNotFound, NotFound, NotReady
 from polyserve.pooling import Pooling
 from polyserve.request import POOLED
 from polyserve.sampling_params import SamplingParams
+from polyserve.scoring import SCORING, Scorable, Score, scorable, score_of
 from polyserve.service.admission import Ticket
 from polyserve.service.async_llm import AsyncLLM, ChoiceDelta
 from polyserve.tools.calls import Calls
@@ -96,6 +98,7 @@ class Frontend:
         tool_call_parser: str = "auto",
         request_timeout_s: float = math.inf,
         metrics_compat: str = "none",
+        tracing: Tracing | None = None,
         store: Store | None = None,
         normalization: Normalization = "none",
     ) -> None:
@@ -115,6 +118,7 @@ class Frontend:
         self.created = int(time.time())
         self._store = store
         self._normalization = normalization
+        self.tracing = tracing
         self.metrics = Metrics(llm, model_name=self.model_name, vllm_names=metrics_compat == "vllm")
         template = llm.tokenizer.chat_template
         self._call_format = choose_format(tool_call_parser, None if template is None else template.source)
@@ -196,6 +200,38 @@ class Frontend:
         return Admitted(
             request_id=request_id, prompts=read, params=POOLED, arrived=arrived, deadline=deadline, tenant=tenant
         )
+
+    async def admit_scores(
+        self,
+        request_id: str,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        tenant: str | None = None,
+        timeout_s: float | None = None,
+    ) -> tuple[Admitted, list[Scorable]]:
+        """Check a request for the scores of continuations after their contexts, which it calls its `inputs`."""
+        async with self._admitting(timeout_s, {"prompt": "inputs"}) as (arrived, deadline):
+            whole = [context + continuation for context, continuation in pairs]
+            self.limits.check_prompts(whole, SCORING)
+            for text in whole:
+                self.limits.check_length(len(text.encode(errors="replace")), max_model_len=self.llm.max_model_len)
+            texts = [await asyncio.to_thread(scorable, self.llm.tokenizer, *pair) for pair in pairs]
+            for scored in texts:
+                self.llm.check(scored.prompt_ids, SCORING)
+        prompts = [Prompt(None, scored.prompt_ids) for scored in texts]
+        admitted = Admitted(
+            request_id=request_id, prompts=prompts, params=SCORING, arrived=arrived, deadline=deadline, tenant=tenant
+        )
+        return admitted, texts
+
+    async def score(self, request: Admitted, texts: Sequence[Scorable]) -> list[Score]:
+        """The scores of what `admit_scores` admitted. Leaving it aborts it."""
+        scores: dict[int, Score] = {}
+        async with aclosing(self.run(request)) as deltas:
+            async for index, delta in deltas:
+                if delta.prompt_logprobs is not None:
+                    scores[index] = score_of(texts[index], delta.prompt_logprobs)
+        return [scores[index] for index in range(len(texts))]
 
     async def read_inputs(self, prompts: Sequence[str | Sequence[int]], params: SamplingParams) -> list[Prompt]:
         """All prompts of a request, checked: before any is tokenised what can be, then as requests to the model."""
@@ -305,7 +341,7 @@ class Frontend:
 
         async def compute(index: int, ticket: Ticket) -> list[float]:
             prompt, request_id = request.prompts[index], f"{request.request_id}-{index}"
-            with self.metrics.request(request.arrived, prompt.text, ticket) as record:
+            with self.metrics.request(request.arrived, prompt.text, ticket, request.params.n) as record:
                 vector = await self.llm.embed(
                     request_id, prompt.token_ids, pooling=pooling, ticket=ticket, deadline=request.deadline
                 )
@@ -354,7 +390,7 @@ class Frontend:
     @contextmanager
     def _places(self, request: Admitted) -> Iterator[list[Ticket]]:
         """A place for each prompt, or Overloaded for all of them."""
-        admission = self.llm.admission
+        admission, params = self.llm.admission, request.params.drawn
         tickets: list[Ticket] = []
         try:
             with self.metrics.refusals():
@@ -362,7 +398,7 @@ class Frontend:
                     length = len(prompt.token_ids)
                     num_characters = length if prompt.text is None else len(prompt.text)
                     tickets.append(
-                        admission.reserve(length, request.params, tenant=request.tenant, num_characters=num_characters)
+                        admission.reserve(length, params, tenant=request.tenant, num_characters=num_characters)
                     )
             yield tickets
         finally:
@@ -382,11 +418,17 @@ class Frontend:
             deadline=request.deadline,
             shown_ids=frozenset() if calls is None else calls.shown_ids(self.llm.tokenizer),
         )
-        with self.metrics.request(request.arrived, prompt.text, ticket) as record:
+        with (
+            self.metrics.request(request.arrived, prompt.text, ticket, params.n) as record,
+            self._traced(request_id, record),
+        ):
             async with aclosing(stream) as deltas:
                 async for delta in deltas:
                     record.delta(delta)
                     yield with_calls(delta, parsers[delta.choice]) if parsers else delta
+
+    def _traced(self, request_id: str, record: Record) -> AbstractContextManager[None]:
+        return nullcontext() if self.tracing is None else self.tracing.answer(request_id, record)
 
     async def _run_scored(self, request: Admitted, index: int, ticket: Ticket) -> AsyncGenerator[ChoiceDelta, None]:
         """The same, with what comes before the prompt's log-probabilities held back behind them."""

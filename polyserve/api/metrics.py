@@ -123,13 +123,13 @@ class Metrics:
             raise
 
     @contextmanager
-    def request(self, arrived: float, prompt: str | None, ticket: Ticket) -> Iterator["Record"]:
+    def request(self, arrived: float, prompt: str | None, ticket: Ticket, num_choices: int) -> Iterator["Record"]:
         """Follow one prompt while it is served. Choices that are open when it is left were aborted, or met an error."""
         self.prompt_tokens.inc(ticket.prompt_len)
         self.prompt_lengths.observe(ticket.prompt_len)
         if prompt is not None:
             self._written.add("prompt", script_of_text(prompt), ticket.prompt_len, len(prompt))
-        record = Record(self, arrived, ticket)
+        record = Record(self, arrived, ticket, num_choices)
         cause = "error"
         try:
             yield record
@@ -157,45 +157,54 @@ class Metrics:
 class Record:
     """One prompt's tokens as they come."""
 
-    def __init__(self, metrics: Metrics, arrived: float, ticket: Ticket) -> None:
+    def __init__(self, metrics: Metrics, arrived: float, ticket: Ticket, num_choices: int) -> None:
         self._metrics = metrics
-        self._arrived = arrived
         self._ticket = ticket
-        self._first = 0.0
+        self.arrived = arrived
+        self.first_at: float | None = None
         self._last: dict[int, float] = {}  # when each choice's newest token came
-        self._num_tokens = 0
-        self.num_open = ticket.num_choices
+        self.num_tokens = 0
+        self.num_open = num_choices
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return self._ticket.prompt_len
+
+    @property
+    def sent_at(self) -> float | None:
+        """When the engine was sent it."""
+        return self._ticket.sent_at
 
     def delta(self, delta: ChoiceDelta) -> None:
         """Count what one delta brings."""
         metrics, now = self._metrics, time.monotonic()
         num_tokens = len(delta.token_ids)
         if num_tokens:
-            self._num_tokens += num_tokens
+            self.num_tokens += num_tokens
             metrics.wrote(delta)
             self._time_tokens(delta.choice, num_tokens, now)
         if delta.finish_reason is not None:
             metrics.ended.labels(delta.finish_reason).inc()
             self.num_open -= 1
             if not self.num_open:
-                metrics.whole_request.observe(now - self._arrived)
-                metrics.answer_lengths.observe(self._num_tokens)
-                if self._last:
-                    metrics.decoding.observe(now - self._first)
+                metrics.whole_request.observe(now - self.arrived)
+                metrics.answer_lengths.observe(self.num_tokens)
+                if self.first_at is not None:
+                    metrics.decoding.observe(now - self.first_at)
 
     def vector(self) -> None:
         """The prompt's vector has come, and nothing follows."""
         self.num_open = 0
         self._metrics.ended.labels("stop").inc()
-        self._metrics.whole_request.observe(time.monotonic() - self._arrived)
+        self._metrics.whole_request.observe(time.monotonic() - self.arrived)
 
     def _time_tokens(self, choice: int, num_tokens: int, now: float) -> None:
         """Tokens that come together share the time since the one before; a choice's first token has none before it."""
         if not self._last:
-            self._first = now
-            self._metrics.first_token.observe(now - self._arrived)
-            sent = self._ticket.sent_at or now
-            self._metrics.queueing.observe(sent - self._arrived)
+            self.first_at = now
+            self._metrics.first_token.observe(now - self.arrived)
+            sent = self.sent_at or now
+            self._metrics.queueing.observe(sent - self.arrived)
             self._metrics.prefilling.observe(now - sent)
         before = self._last.get(choice)
         self._last[choice] = now

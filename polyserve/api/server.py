@@ -56,7 +56,7 @@ async def serve(
     port, grpc_port = http_socket.getsockname()[1], grpc_socket.getsockname()[1]
     grpc_socket.close()  # it kept the port; grpc takes no socket that exists
     grpc_server = GrpcServer(host, grpc_port, protection)
-    app = RequestId(create_app(frontend, protection), access_log=access_log)
+    app = RequestId(create_app(frontend, protection, tracing=frontend.tracing), access_log=access_log)
     http = _HttpServer(_uvicorn_config(app, protection, patience_s=FAREWELL_S))
     answering = asyncio.create_task(http.serve(sockets=[http_socket]))
     await grpc_server.start(frontend)

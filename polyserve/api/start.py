@@ -7,6 +7,7 @@ gRPC comes after it: its threads and forking do not go together. An engine that 
 once, so that gRPC's own care for forks is not needed, and would be in the way.
 """
 
+import asyncio
 import os
 import resource
 import socket
@@ -73,6 +74,12 @@ async def _run(
 ) -> int:
     if not protection.keys.required and not _is_local(server.host):
         log.warning("no API keys: whoever reaches %s can use this server", server.host)
+    model_names = server.served_model_name or [engine.model]
+    tracing = None
+    if server.otlp_traces_endpoint is not None:
+        from polyserve.api.tracing import Tracing
+
+        tracing = Tracing(server.otlp_traces_endpoint, model_name=model_names[0])
     started = await unless(stop.asked, Supervisor.start(engine, step_timeout_s=server.step_timeout))
     if started is None:
         return EXIT_STOPPED
@@ -95,11 +102,12 @@ async def _run(
         _set_log_level(llm, server.log_level_file)
         frontend = Frontend(
             llm,
-            model_names=server.served_model_name or [engine.model],
+            model_names=model_names,
             limits=protection.limits,
             tool_call_parser=server.tool_call_parser,
             request_timeout_s=server.request_timeout,
             metrics_compat=server.metrics_compat,
+            tracing=tracing,
             store=store,
             normalization=cast(Normalization, server.normalize_input),
         )
@@ -116,6 +124,8 @@ async def _run(
             )
     finally:
         await llm.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ import click
 from polyserve.cli.options import Flags, SectionedCommand, flags_of
 from polyserve.config import EngineConfig
 from polyserve_benchmarks.compare.plan import Comparison
+from polyserve_benchmarks.serve.load import Load
 from polyserve_benchmarks.start import Starts
 from polyserve_benchmarks.steps import Steps
 from polyserve_benchmarks.workload import Workload
@@ -73,3 +74,14 @@ def start(starts: Flags[Starts]) -> None:
     from polyserve_benchmarks.start import run
 
     run(asked)
+
+
+@bench.command(cls=SectionedCommand)
+@flags_of(Load, "load")
+def serve(load: Flags[Load]) -> None:
+    """Latency and throughput of a running server under load, in the table and the names of vLLM's bench serve."""
+    asked = load.build()
+
+    from polyserve_benchmarks.serve.run import run
+
+    asyncio.run(run(asked))

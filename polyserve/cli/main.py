@@ -18,7 +18,7 @@ from polyserve.errors import InvalidRequest, ModelLoadError, PolyServeError, Set
 
 # polyserve.cli.<name>.<name>
 _COMMANDS = (
-    "serve", "keys", "chat", "generate", "train", "data", "tokenizer", "convert", "quantize", "eval", "bench",
+    "serve", "keys", "chat", "generate", "score", "train", "data", "tokenizer", "convert", "quantize", "eval", "bench",
 )  # fmt: skip
 
 

@@ -150,6 +150,17 @@ class _ByteCount(click.ParamType[int]):
         return int(match[1]) * self.UNITS[match[2]]
 
 
+class _BoolOr(click.ParamType[object]):
+    """True, false, or a word that the field takes besides."""
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        self.name = "|".join(("true", "false", *words))
+        self._words = words
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        return value if value in self._words else click.BOOL.convert(value, param, ctx)
+
+
 class _IntOrNone(click.ParamType[object]):
     name = "integer|none"
 
@@ -174,8 +185,10 @@ def _param(
         return click.Argument([field.name], required=False, default=None, help=help_text)
     name = flag_name(field.name)
     inner = [part for part in get_args(hint) if part is not NoneType] if isinstance(hint, UnionType) else [hint]
-    [kind] = inner
     common: dict[str, Any] = {"section": section, "help": help_text}
+    if bool in inner and len(inner) == 2:
+        return _Option([name], type=_BoolOr(get_args(inner[1])), **common)
+    [kind] = inner
     if kind is bool:
         return _Option([f"{name}/--no-{name.removeprefix('--')}"], **common)
     if field.metadata.get("choices"):

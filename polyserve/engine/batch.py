@@ -38,6 +38,15 @@ class KnownSequence:
     block_table: list[int]
     pooler: Pooler | None = None
     grammar: GrammarState | None = None
+    num_candidates: int = 0  # that a beam may have to choose from; 0: it is none
+
+    def append(self, token_id: int) -> None:
+        """Take in the token that comes after those that are known."""
+        self.tokens.append(token_id)
+        if self.edits is not None:
+            self.edits.append(token_id)
+        if self.grammar is not None:
+            self.grammar.advance([token_id])
 
 
 @dataclass(frozen=True, slots=True)

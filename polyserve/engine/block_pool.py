@@ -14,6 +14,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import blake2b
 
+from polyserve.engine.kept_logprobs import KeptLogprobs
+
 DIGEST_BYTES = 32  # a collision would show one client another's text: as hard as breaking SHA-256
 
 
@@ -39,6 +41,7 @@ class BlockPool:
         self._free = OrderedDict.fromkeys(range(num_blocks))  # the next to be taken first
         self._names: list[bytes | None] = [None] * num_blocks
         self._named: dict[bytes, int] = {}
+        self._kept: dict[int, KeptLogprobs] = {}  # of blocks that have a name
 
     @property
     def num_blocks(self) -> int:
@@ -87,7 +90,17 @@ class BlockPool:
         """The block of this name, held or free; it is not held by looking."""
         return self._named.get(digest)
 
+    def keep(self, digest: bytes, logprobs: KeptLogprobs) -> None:
+        """Let `kept` answer these for the block of this name, unless it has more alternatives already."""
+        block = self._named[digest]
+        if block not in self._kept or self._kept[block].num_top < logprobs.num_top:
+            self._kept[block] = logprobs
+
+    def kept(self, block: int) -> KeptLogprobs | None:
+        return self._kept.get(block)
+
     def _forget_name(self, block: int) -> None:
+        self._kept.pop(block, None)
         name = self._names[block]
         if name is not None:
             del self._named[name]

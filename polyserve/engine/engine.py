@@ -77,6 +77,7 @@ class Engine:
         log.info("KV cache: %d blocks of %d tokens, %d MiB", num_blocks, block_size, num_blocks * block_bytes >> 20)
 
         self.max_model_len = max_model_len
+        self._max_beams = min(config.max_num_seqs, config.max_num_batched_tokens)
         self.vocab_size = model.config.vocab_size
         self.eos_ids = model.config.eos_ids
         self.bos_id = model.config.bos_id
@@ -142,6 +143,8 @@ class Engine:
                 "allowed_token_ids must name a token that does not stop the answer before min_tokens",
                 param="allowed_token_ids",
             )
+        if params.use_beam_search:
+            self._check_beams(request)
         if params.grammar_field is None:
             self._scheduler.add(request)
         else:
@@ -155,6 +158,15 @@ class Engine:
     def warm_up_grammars(self) -> None:
         """Prepare for the first grammar, while there is nothing else to do."""
         self._grammars.warm_up()
+
+    def _check_beams(self, request: Request) -> None:
+        num_beams, name = request.params.num_beams, "n" if request.params.best_of is None else "best_of"
+        if num_beams > self._max_beams:
+            message = f"{name} must be at most {self._max_beams} with use_beam_search on this server, got {num_beams}"
+            raise InvalidRequest(message, param=name)
+        if self._scheduler.room_for(request) < 1 and request.params.max_tokens != 0:
+            message = f"the KV cache has no room for {num_beams} beams of a prompt of {len(request.prompt_ids)} tokens"
+            raise InvalidRequest(message, param="prompt")
 
     def abort(self, request_id: str, choice: int | None = None) -> None:
         """End one choice of a request, or all: nothing more comes for it. Unknown ids have just ended."""

@@ -19,10 +19,21 @@ from polyserve.engine.grammar import Grammars, GrammarState
 from polyserve.engine.kv_cache import KVCache
 from polyserve.engine.logits import TokenEdits
 from polyserve.engine.pooler import Pooler
-from polyserve.engine.sampler import NONE_ALLOWED, NOT_FINITE, Draft, Sampler, SampleRow
-from polyserve.engine.step import Failed, NewSequence, Pooled, PromptLogprobs, Sampled, Step, StepResult
+from polyserve.engine.sampler import NOT_FINITE, Draft, Sampler, SampleRow
+from polyserve.engine.step import (
+    NONE_ALLOWED,
+    Candidates,
+    Failed,
+    NewSequence,
+    Pooled,
+    PromptLogprobs,
+    Sampled,
+    Step,
+    StepResult,
+)
 from polyserve.model.decoder import Decoder
 from polyserve.model.parts import parts_of
+from polyserve.sampling_params import SamplingParams
 from polyserve_kernels import ops
 
 
@@ -88,6 +99,7 @@ class ModelRunner:
         assert self._under_way, "no step was submitted"
         oldest = self._under_way.popleft()
         sampled: list[Sampled] = []
+        candidates: list[Candidates] = []
         failed = list(oldest.failed)
         drawn = [] if oldest.draft is None else self._sampler.finish(oldest.draft)
         for seq_id, draw in zip(oldest.ending, drawn, strict=True):
@@ -96,14 +108,13 @@ class ModelRunner:
                 at_fault = None if seq is None or draw.error != NONE_ALLOWED else seq.params.grammar_field
                 failed.append(Failed(seq_id, draw.error, at_fault))
                 continue
+            if draw.candidates is not None:
+                candidates.append(Candidates(seq_id, draw.candidates))
+                continue
             if seq is not None:  # None if it ended meanwhile
-                seq.tokens.append(draw.token_id)
-                if seq.edits is not None:
-                    seq.edits.append(draw.token_id)
-                if seq.grammar is not None:
-                    seq.grammar.advance([draw.token_id])
+                seq.append(draw.token_id)
             sampled.append(Sampled(seq_id, draw.token_id, draw.logprob))
-        return StepResult(sampled, oldest.prompt_logprobs, failed, oldest.pooled)
+        return StepResult(sampled, oldest.prompt_logprobs, failed, oldest.pooled, candidates)
 
     def _fill_in_awaited(self, batch: Batch) -> None:
         """Put the tokens that the step before samples into the rows that await them, on the device."""
@@ -132,6 +143,8 @@ class ModelRunner:
             self._known.pop(seq_id, None)  # one that failed before it was learned
         for new in step.admitted:
             self._known[new.seq_id] = self._meet(new)
+        for seq_id, token_id in step.appended.items():
+            self._known[seq_id].append(token_id)
         for chunk in step.chunks:
             self._known[chunk.seq_id].block_table[chunk.first_block :] = chunk.blocks
 
@@ -152,9 +165,17 @@ class ModelRunner:
             scores_prompt=(
                 new.params.prompt_logprobs is not None and new.choice == 0 and len(new.tokens) == new.prompt_len
             ),
+            num_candidates=self._num_candidates(new.params),
             pooler=None if new.pooling is None else Pooler(new.pooling),
             block_table=[],
         )
+
+    def _num_candidates(self, params: SamplingParams) -> int:
+        """So many that, whichever of them end an answer, one for each beam goes on."""
+        if not params.use_beam_search:
+            return 0
+        stop_ids = {*params.stop_token_ids, *(() if params.ignore_eos else self._model.config.eos_ids)}
+        return params.num_beams + len(stop_ids)
 
     def _copy(self, copies: list[tuple[int, int]]) -> None:
         if copies:
@@ -231,7 +252,8 @@ class ModelRunner:
         rows: list[SampleRow] = []
         for chunk, _ in ending:
             seq = self._known[chunk.seq_id]
-            rows.append(SampleRow(seq.params, seq.choice, chunk.start + chunk.num_tokens, seq.edits))
+            position = chunk.start + chunk.num_tokens
+            rows.append(SampleRow(seq.params, seq.choice, position, seq.edits, seq.num_candidates))
         if len(rows) < len(hidden):
             hidden = hidden.index_select(0, torch.tensor([row for _, row in ending], device=hidden.device))
         return [chunk.seq_id for chunk, _ in ending], self._sampler.begin(hidden, rows)

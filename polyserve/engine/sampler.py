@@ -3,6 +3,7 @@
 The head gives some survivors of each row: its most likely tokens after edits and temperature, with the log-sum-exp over
 the whole vocabulary. Each row then takes one of three ways:
     greedy      the first survivor
+    a beam      as many survivors as it may have to choose from
     no filters  the head's own draw, exact over the whole vocabulary
     filters     settled on the survivors where that is certain (`filters`), else on all logits of that row
 A row's token is a pure function of (hidden state, parameters, tokens, seed, choice, position): its way depends on
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from polyserve.engine.filters import Filters, draw, has_filters
 from polyserve.engine.logits import TokenEdits, gather_edits
+from polyserve.engine.step import NONE_ALLOWED, Candidate
 from polyserve.request import TokenLogprob
 from polyserve.sampling_params import SamplingParams
 from polyserve_kernels import ops
@@ -38,7 +40,6 @@ PURPOSE_DRAW = 0  # keys of the random numbers
 PURPOSE_FILTERED_DRAW = 1
 
 NOT_FINITE = "the model's logits are not finite numbers at this token"
-NONE_ALLOWED = "the request's parameters leave no token that could come next"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class SampleRow:
     choice: int
     position: int  # of the token to be drawn, counted from the beginning of the sequence
     edits: TokenEdits | None
+    num_candidates: int = 0  # of a beam, which gets no token
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class Drawn:
     token_id: int
     logprob: TokenLogprob | None  # if asked for
     error: str | None = None  # why there is no token; for the client
+    candidates: list[Candidate] | None = None  # of a beam
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +73,8 @@ class Draft:
 
     @property
     def settled(self) -> bool:
-        """Whether `token_ids` are the next tokens: filters and edits are the CPU's business."""
-        return not any(_is_filtered(row.params) or row.edits is not None for row in self.rows)
+        """Whether `token_ids` are the next tokens: filters, edits and beams are the CPU's business."""
+        return not any(_is_filtered(x.params) or x.edits is not None or x.num_candidates for x in self.rows)
 
 
 class Sampler:
@@ -110,7 +113,11 @@ class Sampler:
                 part = spilled[first : first + num_rows]
                 drawn = self._draw_from_all(hidden[part], [rows[i] for i in part], head.lse[part])
                 token_ids[part], raw[part] = drawn
-        return _report(rows, head, token_ids, raw, errors)
+        report = _report(rows, head, token_ids, raw, errors)
+        for i, row in enumerate(rows):
+            if row.num_candidates and errors[i] != NOT_FINITE:
+                report[i] = Drawn(-1, None, candidates=_candidates(head, i, row))
+        return report
 
     def score(self, hidden: Tensor, targets: list[int], *, num_top: int) -> list[TokenLogprob] | None:
         """Log-probabilities of given tokens, None if any is not finite. Row t of hidden [T, C] is the state before
@@ -134,10 +141,11 @@ class Sampler:
         if not all(row.params.greedy or has_filters(row.params) for row in rows):
             num_tiles = ops.num_vocab_tiles(self._vocab_size, self._num_channels, device=hidden.device)
             uniforms = _uniforms(rows, PURPOSE_DRAW, 2 * num_tiles, hidden.device).view(len(rows), num_tiles, 2)
+        num_survivors = NUM_SURVIVORS if any(_is_filtered(row.params) for row in rows) else 1
         return ops.head_topk(
             hidden,
             self._weight,
-            k=min(NUM_SURVIVORS, self._vocab_size) if any(_is_filtered(row.params) for row in rows) else 1,
+            k=min(max(num_survivors, *(row.num_candidates for row in rows)), self._vocab_size),
             temperature=_temperatures(rows, hidden.device),
             edits=self._edits(rows),
             uniforms=uniforms,
@@ -229,6 +237,19 @@ def _error(raw_lse: float, lse: float) -> str | None:
     if not isfinite(raw_lse):
         return NOT_FINITE
     return None if isfinite(lse) else NONE_ALLOWED
+
+
+def _candidates(head: HeadTopK, i: int, row: SampleRow) -> list[Candidate]:
+    """The best tokens of row i, as many as are wanted and allowed."""
+    n, num_top, raw_lse = row.num_candidates, row.params.logprobs, head.raw_lse[i]
+    top_ids = head.top_ids[i, : num_top or 0].tolist()
+    top_logprobs = (head.top_raw[i, : num_top or 0] - raw_lse).tolist()
+    columns = head.ids[i, :n], head.values[i, :n] - raw_lse, head.raw[i, :n] - raw_lse
+    return [
+        Candidate(token_id, score, raw, None if num_top is None else TokenLogprob(token_id, raw, top_ids, top_logprobs))
+        for token_id, score, raw in zip(*(column.tolist() for column in columns), strict=True)
+        if isfinite(score)
+    ]
 
 
 def _report(

@@ -7,6 +7,10 @@ every step. If blocks run out, the last running sequence gives all of its own ba
 tokens are kept, and they give the same bits. The sequences of a step that could not be computed are computed again one
 by one, until each has its next token, so that a fault ends nobody but whose it is.
 
+A beam waits for those beside it: their next tokens are chosen together (`beam_group`). One that moves away from another
+enters the queue as well, and begins with the other's blocks. If all that runs waits for one that finds no room, the
+last in rank make room for it.
+
 A request of n choices begins as its first one. When that has computed the prompt, the others enter the queue, ahead of
 younger requests, and begin with its blocks.
 
@@ -16,20 +20,22 @@ after it is dropped.
 
 Rank    the lower priority first, then the older
 Words   running: holds blocks for every token it has   waiting: holds none   asleep: waits for another choice's prompt
-        live: any of these
+        live: any of these, or a beam that lost its blocks while it waits for the others
 Source  continuous batching: Orca, https://www.usenix.org/conference/osdi22/presentation/yu
         chunked prefill beside decoding: Sarathi-Serve, https://arxiv.org/abs/2403.02310
 """
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
+from polyserve.engine.beam_group import BeamGroup, Moves
 from polyserve.engine.block_manager import BlockManager
 from polyserve.engine.sequence import Sequence
-from polyserve.engine.step import Chunk, NewSequence, Sampled, Step, StepResult
+from polyserve.engine.step import NONE_ALLOWED, Candidate, Chunk, NewSequence, Sampled, Step, StepResult
 from polyserve.request import FinishReason, Request, SequenceOutput
+from polyserve.sampling_params import SamplingParams
 
 LEAST_PROMPT_TOKENS = 16  # in a step that is shortened for those that decode
 
@@ -72,8 +78,10 @@ class Scheduler:
         self._asleep: dict[str, list[Sequence]] = {}  # choices that wait for their request's prompt, in order
         self._waiting: list[Sequence] = []  # by rank
         self._running: list[Sequence] = []  # by rank
+        self._groups: dict[str, BeamGroup] = {}  # of requests that use beam search
         self._released: list[int] = []  # the runner has not been told yet
         self._suspects: list[Sequence] = []  # of a step that could not be computed
+        self._appended: dict[int, int] = {}  # nor of these
         self._num_preemptions = self._prefix_query_tokens = self._prefix_hit_tokens = 0
 
     @property
@@ -95,8 +103,11 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Queue a request that fits `max_model_len`. One that goes on is computed again as far as it was answered."""
         assert request.request_id not in self._requests, f"request id {request.request_id!r} is in use"
-        params, room = request.params, self._max_model_len - len(request.prompt_ids)
+        params, room = request.params, self.room_for(request)
         answered = request.answered or {choice: [] for choice in range(params.n)}
+        has_beams = _has_beams(params)
+        if has_beams:
+            answered = {slot: [] for slot in range(params.num_beams)}  # the search begins anew, and takes the same way
         choices = [
             Sequence(
                 seq_id=next(self._seq_ids),
@@ -107,18 +118,33 @@ class Scheduler:
                 prompt_len=len(request.prompt_ids),
                 max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
                 pooling=request.pooling,
+                is_beam=has_beams,
                 prompt_logprobs=[None] if choice == 0 and params.prompt_logprobs is not None and not answer else None,
             )
             for choice, answer in answered.items()
         ]
+        insort(self._waiting, choices[0], key=_rank)
+        if has_beams:
+            group = self._groups[request.request_id] = BeamGroup(request, choices, eos_ids=self._eos_ids)
+            choices = group.beams
+        elif len(choices) > 1:
+            self._asleep[request.request_id] = choices[1:]
         self._live.update((seq.seq_id, seq) for seq in choices)
         self._requests[request.request_id] = {seq.choice: seq for seq in choices}
-        insort(self._waiting, choices[0], key=_rank)
-        if len(choices) > 1:
-            self._asleep[request.request_id] = choices[1:]
+
+    def room_for(self, request: Request) -> int:
+        """How long an answer can be at most: by the model's length, and by the blocks that beams need in the end."""
+        prompt_len, params = len(request.prompt_ids), request.params
+        room = self._max_model_len - prompt_len
+        return min(room, self._blocks.room_for_forks(prompt_len, params.num_beams)) if _has_beams(params) else room
 
     def abort(self, request_id: str, choice: int | None = None) -> None:
         """Forget one choice of a request, or all, without another word. An unknown id has just ended; it is ignored."""
+        group = self._groups.get(request_id)
+        if group is not None:
+            if not group.abort(choice):
+                self._end_group(request_id)
+            return
         choices = self._requests.get(request_id, {})
         for seq in [seq for seq in choices.values() if choice is None or seq.choice == choice]:
             self._end(seq)
@@ -161,11 +187,14 @@ class Scheduler:
                 chunks.append(self._chunk(seq, share))
                 budget -= share
 
-        while self._waiting and budget and len(self._running) < self._max_num_seqs:
+        while self._waiting and budget and self._has_place_for(self._waiting[0]):
             seq = self._waiting[0]
             if seq.num_steps:
                 break  # preempted while it computed: what it awaits belongs to its beginning
             copied = self._admit(seq)
+            if copied is None and not chunks and self._running and not any(other.num_steps for other in self._running):
+                self._preempt_last()
+                continue
             if copied is None:
                 break
             copies += copied
@@ -181,7 +210,6 @@ class Scheduler:
         if seq.block_table:
             if self._blocks.cover(seq):
                 return self._step([self._chunk(seq, self._max_num_batched_tokens)], [], [])
-            _remove(self._running, seq)
             self._give_back(seq)
         while (copies := self._admit(seq)) is None:
             self._preempt_last()
@@ -192,7 +220,8 @@ class Scheduler:
         if not chunks:
             return Step([])
         released, self._released = self._released, []
-        return Step(chunks, admitted, released, copies)
+        appended, self._appended = self._appended, {}
+        return Step(chunks, admitted, released, copies, appended)
 
     def update(self, step: Step, result: StepResult) -> list[SequenceOutput]:
         """Take in what the runner answered. Sequences that ended since the step was made are passed over."""
@@ -209,15 +238,15 @@ class Scheduler:
                 continue
             if seq.seq_id in failed:
                 failure = failed[seq.seq_id]
-                outputs.append(self._fail(seq, failure.message, refused_param=failure.refused_param))
+                outputs += self._fail(seq, failure.message, refused_param=failure.refused_param)
                 continue
             num_computed = chunk.start + chunk.num_tokens
             seq.num_steps -= 1
             if not seq.block_table:
                 continue  # it was preempted meanwhile
             self._blocks.name_computed(seq, num_computed)
-            if num_computed >= seq.prompt_len:
-                seq.prompt_stored = True
+            seq.num_stored = num_computed
+            if seq.prompt_stored:
                 self._wake(self._asleep.pop(seq.request_id, []))
                 if seq.max_tokens == 0:
                     outputs += [
@@ -226,6 +255,9 @@ class Scheduler:
         for sampled in result.sampled:
             if (seq := self._live.get(sampled.seq_id)) is not None:
                 outputs.append(self._append(seq, sampled))
+        for found in result.candidates:
+            if (seq := self._live.get(found.seq_id)) is not None:
+                outputs += self._take_candidates(seq, found.candidates)
         return outputs
 
     def fail(self, step: Step, message: str) -> list[SequenceOutput]:
@@ -237,10 +269,13 @@ class Scheduler:
         tried_again = [seq for seq in live if len(step.chunks) > 1 and seq.num_steps == 1 and seq.block_table]
         for seq in tried_again:
             seq.num_steps = seq.num_awaited = 0
-            _remove(self._running, seq)
             self._give_back(seq)
         self._suspects += tried_again
-        return [self._fail(seq, message) for seq in live if seq not in tried_again]
+        outputs: list[SequenceOutput] = []
+        for seq in live:
+            if seq not in tried_again and seq.seq_id in self._live:  # a beam ends those beside it as well
+                outputs += self._fail(seq, message)
+        return outputs
 
     # ---- between waiting and running ----
 
@@ -257,9 +292,8 @@ class Scheduler:
         """Move the first waiting sequence to the running ones, if there are blocks for all its tokens and one to spare
         for each of those, so that it is not preempted soon. Returns the blocks to copy, or None if there is no room."""
         siblings = self._requests[seq.request_id].values()
-        donor = next((sibling for sibling in siblings if sibling.prompt_stored), None)
         copies = self._blocks.admit(
-            seq, donor=donor, use_prefix=not seq.needs_every_state, num_spare=len(self._running)
+            seq, donor=_donor_of(seq, siblings), use_prefix=not seq.needs_every_state, num_spare=len(self._running)
         )
         if copies is None:
             return None
@@ -272,22 +306,78 @@ class Scheduler:
         insort(self._running, seq, key=_rank)
         return copies
 
+    def _has_place_for(self, seq: Sequence) -> bool:
+        """Whether a step has room for it, beside all beams of the groups that have begun."""
+        num_taken, group = len(self._running), self._groups.get(seq.request_id)
+        if group is not None and group.num_running:
+            return True
+        for other in self._groups.values():
+            if other.num_running:
+                num_taken += other.num_slots - other.num_running
+        return num_taken + (1 if group is None else group.num_slots) <= self._max_num_seqs
+
     def _preempt_last(self) -> Sequence:
-        seq = self._running.pop()
+        seq = self._running[-1]
         self._give_back(seq)
         self._num_preemptions += 1
         return seq
 
     def _give_back(self, seq: Sequence) -> None:
-        """Let a sequence that ran wait, without blocks."""
+        """Let a sequence that ran wait, without blocks. A beam that waits for those beside it asks for none."""
+        self._take_blocks(seq)
+        if seq.candidates is None:
+            self._wake([seq])
+
+    def _take_blocks(self, seq: Sequence) -> None:
+        """Let a running sequence run no longer."""
+        _remove(self._running, seq)
         self._blocks.release(seq)
         self._released.append(seq.seq_id)
-        self._wake([seq])
+        self._appended.pop(seq.seq_id, None)
 
     def _wake(self, sequences: list[Sequence]) -> None:
         """Queue by rank: who was preempted, and a request's later choices, come before requests that arrived later."""
         for seq in sequences:
             insort(self._waiting, seq, key=_rank)
+
+    # ---- beams ----
+
+    def _take_candidates(self, seq: Sequence, candidates: list[Candidate]) -> list[SequenceOutput]:
+        """What a beam can go on with. If it is the last of its group to tell, the next beams are chosen."""
+        seq.candidates = candidates
+        seq.num_awaited -= 1
+        self._clear(seq)
+        if not seq.block_table:
+            _remove(self._waiting, seq)  # preempted meanwhile: for now there is nothing to compute for it
+        group = self._groups[seq.request_id]
+        if group.undecided:
+            return []
+        moves = group.advance()
+        if group.hopeless:
+            return self._fail(seq, NONE_ALLOWED, refused_param=seq.params.grammar_field)
+        if group.ended:
+            self._end_group(seq.request_id)
+        else:
+            self._follow(moves, self._requests[seq.request_id])
+        return group.outputs()
+
+    def _follow(self, moves: Moves, choices: dict[int, Sequence]) -> None:
+        """Let the sequences of a group follow its next beams."""
+        for seq in moves.given_up:
+            if seq.block_table:
+                self._take_blocks(seq)
+            del self._live[seq.seq_id], choices[seq.choice]
+        for seq, token_id in moves.appended:
+            seq.tokens.append(token_id)
+            seq.candidates = None
+            if seq.block_table:
+                self._appended[seq.seq_id] = token_id
+            else:
+                self._wake([seq])
+        for seq, tokens, digests in moves.moved:
+            seq.tokens, seq.digests, seq.candidates, seq.num_cached_tokens = tokens, digests, None, 0
+            self._live[seq.seq_id] = choices[seq.choice] = seq
+            self._wake([seq])
 
     # ---- the end of a sequence ----
 
@@ -309,11 +399,23 @@ class Scheduler:
         self._end(seq)
         return self._output(seq, sampled=sampled, finish_reason=reason, stop_reason=stop_reason)
 
-    def _fail(self, seq: Sequence, message: str, *, refused_param: str | None = None) -> SequenceOutput:
-        self._end(seq)
-        return SequenceOutput(
+    def _fail(self, seq: Sequence, message: str, *, refused_param: str | None = None) -> list[SequenceOutput]:
+        """End a sequence with an error, and a beam with its whole group."""
+        group, choices = self._groups.get(seq.request_id), [seq.choice]
+        if group is None:
+            self._end(seq)
+        else:
+            choices = group.choices
+            self._end_group(seq.request_id)
+        error = SequenceOutput(
             seq.request_id, seq.choice, [], finish_reason="error", error=message, refused_param=refused_param
         )
+        return [replace(error, choice=choice) for choice in choices]
+
+    def _end_group(self, request_id: str) -> None:
+        del self._groups[request_id]
+        for seq in list(self._requests[request_id].values()):
+            self._end(seq)
 
     def _end(self, seq: Sequence) -> None:
         """Forget a live sequence, wherever it stands. If it was to compute the prompt for others, the next one does."""
@@ -322,12 +424,10 @@ class Scheduler:
         choices, asleep = self._requests[seq.request_id], self._asleep.get(seq.request_id, [])
         del choices[seq.choice]
         if seq.block_table:
-            _remove(self._running, seq)
-            self._blocks.release(seq)
-            self._released.append(seq.seq_id)
+            self._take_blocks(seq)
         elif seq in asleep:
             asleep.remove(seq)
-        else:
+        elif seq.candidates is None:
             _remove(self._waiting, seq)
         if asleep and len(asleep) == len(choices):
             self._wake([asleep.pop(0)])
@@ -371,6 +471,21 @@ def _as_new(seq: Sequence) -> NewSequence:
 def _rank(seq: Sequence) -> tuple[int, int]:
     """Smaller is served first, and keeps its blocks longer."""
     return seq.params.priority, seq.seq_id
+
+
+def _has_beams(params: SamplingParams) -> bool:
+    return params.use_beam_search and params.max_tokens != 0
+
+
+def _donor_of(seq: Sequence, siblings: Iterable[Sequence]) -> tuple[Sequence, int] | None:
+    """Who of its request has stored tokens that `seq` begins with, and how many: all but the last of a beam that goes
+    on from another, else the prompt's but for its last."""
+    stored = [sibling for sibling in siblings if sibling.prompt_stored]
+    num_own = len(seq.tokens) - 1
+    for sibling in stored:
+        if seq.is_beam and sibling.num_stored >= num_own and sibling.tokens[:num_own] == seq.tokens[:num_own]:
+            return sibling, num_own
+    return (stored[0], seq.prompt_len - 1) if stored else None
 
 
 def _remove(sequences: list[Sequence], seq: Sequence) -> None:

@@ -8,6 +8,7 @@ under way, a sequence has one token more than it knows.
 
 from dataclasses import dataclass, field
 
+from polyserve.engine.step import Candidate
 from polyserve.pooling import Pooling
 from polyserve.request import TokenLogprob
 from polyserve.sampling_params import SamplingParams
@@ -23,16 +24,19 @@ class Sequence:
     prompt_len: int
     max_tokens: int  # of the answer: what the client asked, cut to what fits
     pooling: Pooling | None = None
+    is_beam: bool = False  # its next token is chosen among what all beams of its request could go on with
 
     # the cache
     num_computed: int = 0
     num_steps: int = 0  # under way that it has a part in
     num_awaited: int = 0  # tokens that those steps sample
-    prompt_stored: bool = False  # by steps that ended: others can begin with its blocks
+    num_stored: int = 0  # tokens that steps which ended have computed: others can begin with these blocks
     block_table: list[int] = field(default_factory=list)
     num_sent_blocks: int = 0  # of the block table: the runner knows these
     num_named_blocks: int = 0
     digests: list[bytes] = field(default_factory=list)  # names of the first full blocks, as far as they were needed
+
+    candidates: list[Candidate] | None = None  # of a beam that waits for the others'
 
     # what the client hears
     num_cached_tokens: int | None = None  # None until it computes for the first time
@@ -46,7 +50,9 @@ class Sequence:
 
     @property
     def num_pending(self) -> int:
-        """Tokens to give to the next steps. None if the one that is awaited is the answer's last."""
+        """Tokens to give to the next steps. None if the one that is awaited is the last, or the group's to choose."""
+        if self.candidates is not None or (self.is_beam and self.num_awaited):
+            return 0
         if self.num_awaited and self.num_answered + self.num_awaited >= self.max_tokens:
             return 0
         return self.length - self.num_computed
@@ -54,7 +60,16 @@ class Sequence:
     @property
     def needs_every_state(self) -> bool:
         """Whether its prompt must pass through the model token by token, and nobody else's blocks help."""
-        return self.prompt_logprobs is not None or self.pooling == "mean"
+        return self.pooling == "mean"
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of its prompt are wanted and not all known."""
+        return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.prompt_len
+
+    @property
+    def prompt_stored(self) -> bool:
+        return self.num_stored >= self.prompt_len
 
     @property
     def num_answered(self) -> int:

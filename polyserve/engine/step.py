@@ -11,6 +11,8 @@ from polyserve.pooling import Pooling
 from polyserve.request import TokenLogprob
 from polyserve.sampling_params import SamplingParams
 
+NONE_ALLOWED = "the request's parameters leave no token that could come next"
+
 
 @dataclass(frozen=True, slots=True)
 class NewSequence:
@@ -38,12 +40,13 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """First `released` are forgotten, then `admitted` are learned, then blocks are copied, then chunks are computed."""
+    """`released` are forgotten, `admitted` and `appended` are learned, blocks are copied, chunks are computed."""
 
     chunks: list[Chunk]
     admitted: list[NewSequence] = field(default_factory=list)
     released: list[int] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)  # (source block, destination block)
+    appended: dict[int, int] = field(default_factory=dict)  # seq_id -> the token that was chosen for it, a beam
 
     @property
     def num_tokens(self) -> int:
@@ -55,6 +58,24 @@ class Sampled:
     seq_id: int
     token_id: int
     logprob: TokenLogprob | None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One of the best tokens to go on with. Log-probabilities are natural logarithms."""
+
+    token_id: int
+    score: float  # after edits, by the model's own log-sum-exp
+    raw_logprob: float
+    logprob: TokenLogprob | None  # if asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What a beam can go on with, best first. None at all if nothing is allowed."""
+
+    seq_id: int
+    candidates: list[Candidate]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +110,4 @@ class StepResult:
     prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
     failed: list[Failed] = field(default_factory=list)
     pooled: list[Pooled] = field(default_factory=list)
+    candidates: list[Candidates] = field(default_factory=list)

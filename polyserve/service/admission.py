@@ -127,7 +127,7 @@ class Admission:
 
     def reserve(self, prompt_len: int, params: SamplingParams, *, tenant: str | None, num_characters: int) -> Ticket:
         """A place for a request. Raises Overloaded, or InvalidRequest if it could never have one."""
-        config = self._config
+        config, params = self._config, params.drawn
         num_bytes = workspace_bytes(prompt_len, params, vocab_size=self._vocab_size, max_model_len=self._max_model_len)
         needs = (
             ("choices", params.n, self.num_queued, config.max_queued_requests),

@@ -13,9 +13,11 @@ in the next one; when there is none any more, each ends with EngineDead. Never i
 
 import asyncio
 import math
+import os
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +26,7 @@ from typing import Literal, TypeVar
 from polyserve.config import GRAMMAR_TIMEOUT_MS, EngineConfig
 from polyserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, PolyServeError
 from polyserve.log import get_logger, set_up_logging
-from polyserve.output import LogprobEntry, SequenceText, prompt_logprob_entries
+from polyserve.output import LogprobEntry, SequenceText, mean_logprob, prompt_logprob_entries
 from polyserve.pooling import Pooling, unit_length
 from polyserve.request import POOLED, FinishReason, SequenceOutput, admit, check_request, error_of, pooling_request
 from polyserve.sampling_params import SamplingParams
@@ -93,7 +95,7 @@ class AsyncLLM:
         template = tokenizer.chat_template
         self._renderer = None if template is None else TemplateProcess(template)
         self._grammars = GrammarChecker(limit_ms=grammar_timeout_ms)
-        self._threads = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text")
+        self._threads = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="text", initializer=_step_back)
         self._watcher = asyncio.create_task(self._watch())
         engine.listen(self._distribute)
 
@@ -185,7 +187,7 @@ class AsyncLLM:
         """Raise InvalidRequest if `params` hold a grammar that cannot be followed, or only with too much work."""
         await self._grammars.check(params)
 
-    async def generate(
+    def generate(
         self,
         request_id: str,
         prompt_ids: Sequence[int],
@@ -203,6 +205,21 @@ class AsyncLLM:
         Raises what `check` does, Overloaded, InvalidRequest if the engine can never hold it, InternalError if the
         engine gives it up, DeadlineExceeded, EngineDead if there is none any more.
         """
+        deltas = self._generate(
+            request_id, prompt_ids, params.drawn, ticket=ticket, deadline=deadline, shown_ids=shown_ids
+        )
+        return deltas if params.drawn is params else _best_of(deltas, params)
+
+    async def _generate(
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        ticket: Ticket | None,
+        deadline: float,
+        shown_ids: frozenset[int],
+    ) -> AsyncGenerator[ChoiceDelta, None]:
         self.check(prompt_ids, params)
         ticket = ticket or self.admission.reserve(len(prompt_ids), params, tenant=None, num_characters=len(prompt_ids))
         stream = self._open(request_id, ticket, deadline)
@@ -357,6 +374,30 @@ class AsyncLLM:
         self.dead.set()
 
 
+async def _best_of(
+    deltas: AsyncGenerator[ChoiceDelta, None], params: SamplingParams
+) -> AsyncGenerator[ChoiceDelta, None]:
+    """The best of all answers, when all have ended, each as one delta with as much as was asked."""
+    parts: dict[int, list[ChoiceDelta]] = {}
+    async with aclosing(deltas):
+        async for delta in deltas:
+            parts.setdefault(delta.choice, []).append(delta)
+    entries = {choice: [entry for part in answer for entry in part.logprobs or ()] for choice, answer in parts.items()}
+    ranked = sorted(parts, key=lambda choice: (-mean_logprob(entries[choice]), choice))
+    prompt_logprobs = next((part.prompt_logprobs for part in parts[0] if part.prompt_logprobs is not None), None)
+    for place, choice in enumerate(ranked[: params.n]):
+        answer = parts[choice]
+        yield replace(
+            answer[-1],
+            choice=place,
+            text="".join(part.text for part in answer),
+            token_ids=[token_id for part in answer for token_id in part.token_ids],
+            logprobs=None if params.logprobs is None else entries[choice],
+            prompt_logprobs=None if place else prompt_logprobs,
+            num_cached_tokens=0 if place else parts[0][0].num_cached_tokens,
+        )
+
+
 class _Stream:
     """Outputs of one request between the reader task and the request's own."""
 
@@ -416,3 +457,8 @@ def _joined(parts: list[SequenceOutput]) -> SequenceOutput:
         prompt_logprobs=parts[0].prompt_logprobs,
         num_cached_tokens=parts[0].num_cached_tokens,
     )
+
+
+def _step_back() -> None:
+    """Let the loop and the engine go first where this thread and they want the same core."""
+    os.setpriority(os.PRIO_PROCESS, 0, 10)

@@ -67,6 +67,7 @@ class EngineProcess:
         self._deliver: Callable[[Outputs], None] = _ignore
         self._num_new = 0  # Outputs that it has not been told were heard
         self._last_word = time.monotonic()
+        self._oom_kills = _num_oom_kills()
 
     @classmethod
     async def start(cls, command: Sequence[str] = COMMAND) -> "EngineProcess":
@@ -163,6 +164,11 @@ class EngineProcess:
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return EngineDead(f"the engine process ended ({how})")
 
+    @property
+    def killed_from_outside(self) -> bool:
+        """Whether somebody sent SIGKILL, who was not the kernel in want of memory: nothing that it did is to blame."""
+        return self._process.returncode == -signal.SIGKILL and _num_oom_kills() == self._oom_kills
+
     async def kill(self) -> None:
         """End a process that is stuck. It writes the stacks of its threads to standard error first, if it still can."""
         with contextlib.suppress(ProcessLookupError):
@@ -192,6 +198,13 @@ class EngineProcess:
                 self._socket.close()
                 self._context.term()
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _num_oom_kills() -> int:
+    """How many processes of this machine the kernel has killed for memory."""
+    with contextlib.suppress(OSError), open("/proc/vmstat", encoding="ascii") as lines:
+        return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+    return 0
 
 
 def _ignore(_: Outputs) -> None:

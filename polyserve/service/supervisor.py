@@ -26,9 +26,9 @@ log = get_logger(__name__)
 
 STEP_TIMEOUT_S = 60.0
 STABLE_S = 60.0  # an engine that lived so long was well, even if nobody asked anything of it
-MAX_FRUITLESS = 5  # deaths in a row that brought neither a token nor a narrower suspicion: then it is hopeless
+MAX_FRUITLESS = 10  # deaths in a row that brought neither a token nor a narrower suspicion: then it is hopeless
 MAX_PATIENCE = 8  # an engine that was taken for stuck may have been slow: each time it gets twice as long, up to this
-BACK_OFF_S = 0.2  # before the second restart of such a row; doubled for each further one
+BACK_OFF_S = 0.5  # before a restart in such a row
 GIVEN_UP = "the engine ended each time it computed this request; it is given up"
 
 
@@ -43,6 +43,7 @@ class Supervisor:
         self._command = command
         self._step_timeout_s = step_timeout_s
         self._patience = 1  # times the timeout
+        self._stuck = False  # the process that died last
         self._journal = Journal()
         self._deliver: Callable[[Outputs], None] | None = None
         self._ready: Ready | None = None
@@ -112,7 +113,7 @@ class Supervisor:
             death = await self._down()
             self._running = False
             log.error("%s with %d requests in it", death.message, len(self._journal))
-            self._blame()
+            self._blame(none=self._engine.killed_from_outside and not self._stuck)
             if self._num_fruitless >= MAX_FRUITLESS:
                 return EngineDead(f"{death.message}, {MAX_FRUITLESS} times in a row without bringing anything")
             try:
@@ -141,6 +142,7 @@ class Supervisor:
                 here = time.monotonic() - began < 2 * interval_s  # else this process slept, and has not asked
                 if here and silent_s > self._step_timeout_s * self._patience:
                     log.error("the engine has been silent for %.1f s: its stacks follow, then it is ended", silent_s)
+                    self._stuck = True
                     await self._engine.kill()
                     self._patience = min(2 * self._patience, MAX_PATIENCE)
                     return EngineDead(f"the engine was stuck: it was silent for {silent_s:.1f} s")
@@ -161,10 +163,13 @@ class Supervisor:
 
     # ---- between two processes ----
 
-    def _blame(self) -> None:
-        """Judge the death. The culprit's client is told."""
+    def _blame(self, *, none: bool) -> None:
+        """Judge the death, if anybody is to blame for it. The culprit's client is told."""
         if self._fruitful or time.monotonic() - self._began > STABLE_S:
             self._num_fruitless = 0
+        if none:
+            self._num_fruitless += 1
+            return
         culprit, narrowed = judge(self._journal, self._engine.last_step())
         self._holding = any(entry.held for entry in self._journal)
         if culprit is not None:
@@ -186,12 +191,12 @@ class Supervisor:
     async def _restart(self) -> None:
         """Start another process, and send it what is live. Raises ModelLoadError, or EngineDead if it ends as well."""
         if self._num_fruitless > 1:
-            await asyncio.sleep(BACK_OFF_S * 2 ** (self._num_fruitless - 2))
+            await asyncio.sleep(BACK_OFF_S)
         await self._engine.close()
         self._engine = await EngineProcess.start(self._command)
         self._engine.listen(self._take)
         self._engine.load(self.config)
-        self._began, self._fruitful = time.monotonic(), False
+        self._began, self._fruitful, self._stuck = time.monotonic(), False, False
         self.num_restarts += 1
         ready = await self._engine.ready()
         assert self._ready is not None

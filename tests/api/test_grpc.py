@@ -106,10 +106,15 @@ def test_options_reach_the_engine_exactly(stub: PolyServeStub, llm: FakeLLM) -> 
         "priority": -3,
         "cache_salt": "ours",
     }
-    fields = {field.name for field in pb.SamplingParams.DESCRIPTOR.fields}
-    assert set(options) == {name for name in fields if not name.startswith("guided_")}  # see test_structured.py
+    beams = {
+        "use_beam_search": True, "best_of": 3, "length_penalty": 0.5, "early_stopping": pb.EARLY_STOPPING_NEVER,
+    }  # fmt: skip
+    grammars = {field.name for field in pb.SamplingParams.DESCRIPTOR.oneofs_by_name["grammar"].fields}
+    assert {*options, *beams, *grammars} == {field.name for field in pb.SamplingParams.DESCRIPTOR.fields}
     generate(stub, **options)
     assert {name: getattr(llm.seen[0], name) for name in options} == options
+    generate(stub, **beams)
+    assert {name: getattr(llm.seen[1], name) for name in beams} == beams | {"early_stopping": "never"}
 
 
 def test_a_temperature_of_zero_is_not_the_default(stub: PolyServeStub, llm: FakeLLM) -> None:

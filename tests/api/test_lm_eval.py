@@ -69,8 +69,10 @@ class InProcess:
         return float(values.sum()), bool((rows.argmax(-1) == continuation).all())
 
 
-def run_lm_eval(url: str, folder: Path, questions: list[tuple[str, list[str]]]) -> list[list[tuple[float, bool]]]:
-    """What it finds for every choice of every question."""
+def run_lm_eval(
+    url: str, folder: Path, questions: list[tuple[str, list[str]]]
+) -> tuple[float, list[list[tuple[float, bool]]]]:
+    """The accuracy it finds, and what it finds for every choice of every question."""
     documents = folder / "documents.jsonl"
     documents.write_text("".join(json.dumps({"context": c, "choices": choices}) + "\n" for c, choices in questions))
     (folder / "tiny.yaml").write_text(TASK.format(documents=documents))
@@ -78,20 +80,24 @@ def run_lm_eval(url: str, folder: Path, questions: list[tuple[str, list[str]]]) 
     command = [sys.executable, lm_eval_run.__file__, f"{url}/v1/completions", str(folder)]
     result = subprocess.run(command, env=os.environ | offline, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    return json.loads((folder / "samples.json").read_text())
+    found = json.loads((folder / "samples.json").read_text())
+    return found["accuracy"], found["answers"]
 
 
-def test_its_loglikelihoods_are_those_of_an_in_process_run(tmp_path: Path) -> None:
+def test_its_loglikelihoods_and_its_accuracy_are_those_of_an_in_process_run(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "tiny", "llama")
     reference = InProcess(checkpoint)
     context, likeliest = reference.likeliest_continuation()
     questions = [*QUESTIONS, (context, [likeliest, " qqq"])]
     flags = ("--dtype", "float32", "--served-model-name", "tiny", "--threads", "1")
     with served(checkpoint, *flags) as server:
-        found = run_lm_eval(server.url, tmp_path, questions)
+        accuracy, found = run_lm_eval(server.url, tmp_path, questions)
+    num_right = 0
     for (context, choices), answers in zip(questions, found, strict=True):
-        for choice, (loglikelihood, greedy) in zip(choices, answers, strict=True):
-            expected, expected_greedy = reference.score(context, choice)
+        scores = [reference.score(context, choice) for choice in choices]
+        num_right += scores[0] == max(scores)  # the first choice is the right one
+        for (loglikelihood, greedy), (expected, expected_greedy) in zip(answers, scores, strict=True):
             assert loglikelihood == pytest.approx(expected, abs=1e-3)
             assert greedy is expected_greedy
+    assert accuracy == num_right / len(questions)
     assert found[-1][0][1], "the likeliest continuation is the greedy one"

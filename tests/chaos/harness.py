@@ -20,6 +20,7 @@ import psutil
 
 from support.served_model import Served
 
+NUMBERS = {"type": "array", "items": {"type": "integer"}, "minItems": 10}
 ENGINE = "polyserve.service.core_process"
 TEXT = "Die Hauptstadt von 北京 is the river и la casa de una 猫 that was once upon time"
 
@@ -129,8 +130,10 @@ class Client:
             await reader.readexactly(2)
 
 
-def traffic(count: int, *, seed: int = 0, max_tokens: tuple[int, int] = (20, 60)) -> list[dict[str, object]]:
-    """Greedy and seeded streams, several choices, penalties, filters, log-probabilities, stop strings."""
+def traffic(
+    count: int, *, seed: int = 0, max_tokens: tuple[int, int] = (20, 60), grammars: bool = False
+) -> list[dict[str, object]]:
+    """Greedy and seeded streams, several choices, penalties, filters, log-probabilities, stop strings, grammars."""
     draw = random.Random(seed)
     kinds: list[dict[str, object]] = [
         {"temperature": 0},
@@ -140,6 +143,8 @@ def traffic(count: int, *, seed: int = 0, max_tokens: tuple[int, int] = (20, 60)
         {"temperature": 0, "repetition_penalty": 1.2, "logprobs": 1, "min_tokens": 10},
         {"temperature": 1.0, "stop": ["e", "的"], "n": 2},
     ]
+    if grammars:
+        kinds.append({"temperature": 1.0, "guided_json": NUMBERS, "ignore_eos": False})
     return [
         {
             "prompt": " ".join(draw.choices(TEXT.split(), k=draw.randint(3, 60))),

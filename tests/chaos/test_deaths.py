@@ -40,6 +40,13 @@ def assert_equal(done: list[tuple[int, Answer]], golden: list[Answer]) -> None:
         assert answer.bits == golden[number].bits, f"stream {number} has other tokens"
 
 
+async def until_tokens_come(watched: Watched) -> None:
+    name = "polyserve_generation_tokens_total"
+    before = (await watched.gauges())[name]
+    while (await watched.gauges())[name] == before:
+        await asyncio.sleep(0.02)
+
+
 async def kill_and_wait(watched: Watched, number: int) -> float:
     """Returns how long it took until the server was ready again."""
     while (engine := watched.engine) is None:  # between two processes
@@ -58,13 +65,16 @@ def test_kill_9_at_random_moments(model: Path, num_kills: int) -> None:
         draw = random.Random(11)
         with served(model, "--log-level", "error") as server:
             watched = Watched(server)
-            bodies = traffic(NUM_STREAMS, max_tokens=(20, 60) if num_kills > 10 else (100, 300))
+            long = num_kills > 10
+            bodies = traffic(NUM_STREAMS, max_tokens=(20, 60) if long else (100, 300), grammars=long)
             golden = await answers(watched.client, bodies)
             ended = asyncio.Event()
             streaming = asyncio.create_task(under_streams(watched.client, bodies, ended))
             restarts_s = []
             for _ in range(num_kills):
-                await asyncio.sleep(draw.uniform(0.0, 2.0 if num_kills > 10 else 0.3))
+                if draw.random() < 0.7:  # else perhaps before anybody has got a token again
+                    await until_tokens_come(watched)
+                await asyncio.sleep(draw.uniform(0.0, 2.0 if long else 0.3))
                 if draw.random() < 0.2 and (engine := watched.engine) is not None:
                     engine.kill()  # and then the one that is being loaded
                     await asyncio.sleep(draw.uniform(0.0, 0.5))

@@ -10,8 +10,9 @@ from functools import partial
 
 import pytest
 
-from polyserve.request import Request
-from support.paper_runner import VOCAB_SIZE, PaperEngine, a_request, answer_to
+from polyserve.request import Request, pooling_request
+from support.paper_beams import beam_answers
+from support.paper_runner import VOCAB_SIZE, PaperEngine, a_request, answer_to, paper_score
 
 NUM_OPERATIONS = 6_000  # for each of the settings
 
@@ -44,6 +45,8 @@ def test_nothing_leaks_and_nothing_shared_is_written(name, overlaps):
         kind = rng.random()
         if kind < 0.22 and len(live) < 20:
             request = _random_request(rng, f"r{number}", engine.max_model_len)
+            if engine.scheduler.room_for(request) < 1 and request.params.use_beam_search:
+                continue  # the engine refuses it
             live[request.request_id] = requests[request.request_id] = request
             engine.scheduler.add(request)
         elif kind < 0.27 and live:
@@ -64,12 +67,12 @@ def test_nothing_leaks_and_nothing_shared_is_written(name, overlaps):
     stats = engine.scheduler.stats
     assert (stats.num_running, stats.num_waiting, stats.num_free_blocks) == (0, 0, stats.num_blocks)
     assert len(requests) > 300
+    for request_id, entries in engine.prompt_logprobs.items():
+        prompt = requests[request_id].prompt_ids
+        assert entries == [None, *(paper_score(prompt, index) for index in range(1, len(prompt)))]
     for request in requests.values():
         for choice in range(request.params.n):
-            got, known = (
-                engine.tokens.get((request.request_id, choice), []),
-                answer_to(request, choice, engine.max_model_len),
-            )
+            got, known = engine.tokens.get((request.request_id, choice), []), _answer_to(request, choice, engine)
             whole = (request.request_id, choice) not in left
             assert got == (known if whole else known[: len(got)])
     if name in ("a pool so small that sequences are preempted", "one slow sequence at a time fits"):
@@ -83,6 +86,23 @@ def _random_request(rng: random.Random, request_id: str, max_model_len: int) -> 
     stem = [rng.randrange(1, 4)] * rng.choice([0, 4, 8, 16, 24])  # few beginnings, so that prompts share them
     prompt_ids = stem + [rng.randrange(1, 6) for _ in range(rng.randrange(1, 12))]
     limit = rng.choice([0, 1, 3, 10, 30, None])
+    if rng.random() < 0.1:
+        return pooling_request(request_id, prompt_ids[: max_model_len - 1], rng.choice(["last", "mean"]))
+    if rng.random() < 0.25:
+        return a_request(
+            request_id,
+            prompt_ids[:16],
+            seed=rng.randrange(5),
+            ignore_eos=rng.random() < 0.5,
+            max_tokens=limit,
+            n=rng.choice([1, 1, 2]),
+            best_of=rng.choice([2, 2, 3, 4]),
+            use_beam_search=True,
+            early_stopping=rng.choice([True, False, "never"]),
+            length_penalty=rng.choice([1.0, 0.0, 2.0, -0.5]),
+            stop_token_ids=rng.choice([[], [rng.randrange(VOCAB_SIZE)]]),
+            prompt_logprobs=rng.choice([None, None, None, 0]),
+        )
     return a_request(
         request_id,
         prompt_ids[: max_model_len - 1],
@@ -93,6 +113,12 @@ def _random_request(rng: random.Random, request_id: str, max_model_len: int) -> 
         stop_token_ids=rng.choice([[], [], [rng.randrange(VOCAB_SIZE)]]),
         prompt_logprobs=rng.choice([None, None, None, 0]),
     )
+
+
+def _answer_to(request: Request, choice: int, engine: PaperEngine) -> list[int]:
+    if not request.params.use_beam_search or request.params.max_tokens == 0:
+        return answer_to(request, choice, engine.max_model_len)
+    return beam_answers(request, engine.scheduler.room_for(request))[choice]
 
 
 def _abort_one(rng: random.Random, engine: PaperEngine, live: dict[str, Request], left: set[tuple[str, int]]) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from support.paper_runner import EOS, PaperEngine, a_request, answer_to, next_token
+from support.paper_runner import EOS, PaperEngine, a_request, answer_to, next_token, paper_score
 
 
 def chunks_of(step):
@@ -134,16 +134,18 @@ def test_without_the_prefix_cache_nothing_is_found():
     assert engine.runner.num_computed_tokens == 24
 
 
-def test_a_prompt_whose_log_probabilities_are_wanted_is_computed_in_full():
+def test_a_prompt_is_scored_from_the_cache_as_far_as_its_log_probabilities_are_kept():
     engine = PaperEngine(max_num_batched_tokens=5)
-    prompt = list(range(1, 13))
-    engine.scheduler.add(a_request("first", prompt, max_tokens=1))
-    engine.drain()
-    engine.scheduler.add(a_request("scored", prompt, max_tokens=1, prompt_logprobs=0))
-    engine.drain()
-    output = engine.last["scored", 0]
-    assert output.num_cached_tokens == 0
-    assert [entry and entry.token_id for entry in output.prompt_logprobs] == [None, *prompt[1:]]
+    prompt = list(range(1, 18))
+    cached = {}
+    for name, num_top in (("plain", None), ("first", 0), ("again", 0), ("wider", 3), ("narrower", 2)):
+        engine.scheduler.add(a_request(name, prompt, max_tokens=1, prompt_logprobs=num_top))
+        engine.drain()
+        cached[name] = engine.last[name, 0].num_cached_tokens
+        if num_top is not None:
+            assert engine.prompt_logprobs[name] == [None, *(paper_score(prompt, i) for i in range(1, 17))]
+    # the last block that was scored is computed again: in it the token after the ones before is predicted
+    assert cached == {"plain": 0, "first": 0, "again": 12, "wider": 0, "narrower": 12}
 
 
 def test_prompt_log_probabilities_come_once_with_the_first_token():

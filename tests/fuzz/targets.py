@@ -16,6 +16,8 @@ from polyserve.output import SequenceText
 from polyserve.request import SequenceOutput
 from polyserve.sampling_params import SamplingParams
 from polyserve.tokenizer.detokenizer import Detokenizer
+from polyserve.tools.formats import FORMATS, CallFormat
+from polyserve.tools.parser import CallParser
 from support.piece_tokenizer import PieceTokenizer
 
 PIECES = [bytes([value]) for value in range(256)] + [
@@ -28,6 +30,7 @@ PIECES = [bytes([value]) for value in range(256)] + [
 ]
 SPECIAL = (len(PIECES) - 2,)
 MAX_FILE_BYTES = 2**16
+CALL_PARTS = ('"get_time"', "get_time", '"get"', "{", "}", '{"a": "}\\\\""}', "[", "]", '"', "\\n", " ", ",", "東", "")
 SIZES = (0, 1, 2, 3, 4, 8, 16, 32, 64, -1, 2**31, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**64)
 DTYPES = ("F32", "BF16", "F16", "F64", "I8", "U8", "I64", "BOOL", "F8_E4M3", "F4", "C64", "f32", "")
 
@@ -104,6 +107,31 @@ def _streamed(params: SamplingParams, token_ids: list[int], step: int) -> str:
     return "".join(pieces)
 
 
+def tool_calls(data: bytes) -> None:
+    """Text and calls are the same however the message was cut, and without a function's name nothing is a call."""
+    choices = Choices(data)
+    form = list(FORMATS.values())[choices.below(len(FORMATS))]
+    step = choices.below(7) + 1
+    parts = (form.begin, form.middle, form.end, form.between, form.last, form.opening, form.closing, *CALL_PARTS)
+    message = "".join(parts[value % len(parts)] or chr(value) for value in choices.rest()[:40])
+    whole = _calls_of(form, message, len(message) or 1)
+    assert _calls_of(form, message, step) == whole
+    if "get" not in message:
+        assert whole[1] == {}
+
+
+def _calls_of(form: CallFormat, message: str, step: int) -> tuple[str, dict[int, tuple[str, str]]]:
+    """The text, and each call's name and arguments, from pieces of `step` characters."""
+    parser = CallParser(form, ("get_time", "get"), lambda: "id")
+    pieces = [message[begin : begin + step] for begin in range(0, len(message), step)]
+    deltas = [parser.push(piece) for piece in pieces] + [parser.flush(cut=False)]
+    calls: dict[int, tuple[str, str]] = {}
+    for call in (call for delta in deltas for call in delta.calls):
+        name, arguments = calls.get(call.index, ("", ""))
+        calls[call.index] = name + (call.name or ""), arguments + call.arguments
+    return "".join(delta.text for delta in deltas), calls
+
+
 def gguf_header(data: bytes) -> None:
     """A file is read, with its config and its tokenizer, or refused with one line."""
     from polyserve.model.families import config_from_gguf
@@ -166,5 +194,5 @@ def _file_of(data: bytes) -> Path:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    target.__name__: target for target in (detokenizer, stop_strings, gguf_header, safetensors_header)
+    target.__name__: target for target in (detokenizer, stop_strings, tool_calls, gguf_header, safetensors_header)
 }

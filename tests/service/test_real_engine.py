@@ -15,12 +15,21 @@ from polyserve.sampling_params import SamplingParams
 from polyserve.service.async_llm import AsyncLLM, ChoiceDelta
 from support.checkpoints import make_checkpoint
 
-PROMPTS = ["Once upon a time", "北京是", "Die Hauptstadt von Deutschland ist Berlin, und", "La casa es"]
+PROMPTS = [
+    "Once upon a time",
+    "北京是",
+    "Die Hauptstadt von Deutschland ist Berlin, und",
+    "La casa es",
+    "Der",
+    "The dog",
+]
 PARAMS = [
     SamplingParams(temperature=0.0, max_tokens=20, logprobs=3),
     SamplingParams(n=3, seed=5, max_tokens=20, prompt_logprobs=2),
     SamplingParams(seed=-1, temperature=0.7, top_p=0.9, repetition_penalty=1.2, max_tokens=20, stop=["e", "的"]),
     SamplingParams(temperature=0.0, min_tokens=20, max_tokens=None, include_stop_str_in_output=True, stop=["a"]),
+    SamplingParams(use_beam_search=True, n=2, best_of=4, max_tokens=20, logprobs=1, early_stopping="never"),
+    SamplingParams(n=2, best_of=5, seed=3, max_tokens=20, stop=["e"], prompt_logprobs=0),
 ]
 
 

@@ -96,7 +96,7 @@ class FakeEngine:
 def _next_output(sequence: _Sequence) -> SequenceOutput:
     request, params = sequence.request, sequence.request.params
     if request.prompt_ids[0] == POISON:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGSEGV)
     if request.prompt_ids[0] == ENDLESS:
         time.sleep(60)
     if request.prompt_ids[0] == HOPELESS:

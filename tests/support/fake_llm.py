@@ -22,6 +22,7 @@ from polyserve.api.frontend import Frontend
 from polyserve.api.limits import Limits
 from polyserve.api.normalization import Normalization
 from polyserve.api.store import Store
+from polyserve.api.tracing import Tracing
 from polyserve.engine.grammar import byte_tokenizer, compile_grammar
 from polyserve.errors import DeadlineExceeded, EngineDead
 from polyserve.output import SequenceText, prompt_logprob_entries
@@ -169,6 +170,8 @@ class FakeLLM:
             raise await self.wait_dead()
         self.seen.append(params)
         self.live.add(request_id)
+        if ticket is not None:
+            ticket.sent_at = time.monotonic()
         texts = {choice: SequenceText(self.tokenizer, params) for choice in range(params.n)}
         position = 0
         try:
@@ -279,6 +282,7 @@ def fake_frontend(
     *,
     limits: Limits | None = None,
     request_timeout_s: float = math.inf,
+    tracing: Tracing | None = None,
     store: Store | None = None,
     normalization: Normalization = "none",
 ) -> Frontend:
@@ -288,6 +292,7 @@ def fake_frontend(
         model_names=("fake", "org/alias"),
         limits=limits,
         request_timeout_s=request_timeout_s,
+        tracing=tracing,
         store=store,
         normalization=normalization,
     )

@@ -19,6 +19,7 @@ from polyserve.api.protection import Protection
 from polyserve.api.server import serve
 from polyserve.api.stop import Stop
 from polyserve.api.store import Store
+from polyserve.api.tracing import Tracing
 from support.fake_llm import FakeLLM, fake_frontend
 
 HOST = "127.0.0.1"
@@ -42,10 +43,12 @@ class LiveServer:
         protection: Protection,
         drain_timeout_s: float,
         request_timeout_s: float,
+        tracing: Tracing | None,
         store_path: Path | None,
         normalization: Normalization,
     ) -> None:
         self._normalization = normalization
+        self._tracing = tracing
         self._drain_timeout_s = drain_timeout_s
         self._request_timeout_s = request_timeout_s
         self._make_llm = make_llm
@@ -101,6 +104,7 @@ class LiveServer:
             self.llm,
             limits=self._protection.limits,
             request_timeout_s=self._request_timeout_s,
+            tracing=self._tracing,
             store=store,
             normalization=self._normalization,
         )
@@ -131,12 +135,13 @@ def live_server(
     protection: Protection | None = None,
     drain_timeout_s: float = DRAIN_TIMEOUT_S,
     request_timeout_s: float = math.inf,
+    tracing: Tracing | None = None,
     store_path: Path | None = None,
     normalization: Normalization = "none",
 ) -> Iterator[LiveServer]:
     """A server for as long as the block runs."""
     server = LiveServer(
-        make_llm, protection or Protection(), drain_timeout_s, request_timeout_s, store_path, normalization
+        make_llm, protection or Protection(), drain_timeout_s, request_timeout_s, tracing, store_path, normalization
     )
     server.start()
     try:

@@ -25,7 +25,8 @@ def main() -> None:
     )
     samples = results["samples"]["tiny"]
     found = [sample["filtered_resps"] for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
-    (folder / "samples.json").write_text(json.dumps(found))
+    accuracy = results["results"]["tiny"]["acc,none"]
+    (folder / "samples.json").write_text(json.dumps({"accuracy": accuracy, "answers": found}))
 
 
 if __name__ == "__main__":

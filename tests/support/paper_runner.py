@@ -2,7 +2,8 @@
 
 What a slot should store for the token at position p is a number that stands for tokens 0 to p; `ABSENT` is what a
 slot stores before anything is written. The next token is a pure function of the tokens before it, the seed and the
-choice, so the whole answer to a request is known beforehand (`answer_to`), whatever traffic surrounds it.
+choice, so the whole answer to a request is known beforehand (`answer_to`), whatever traffic surrounds it; and so are a
+beam's candidates and the answers of beam search (`paper_beams.py`).
 """
 
 from collections import Counter
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 from polyserve.engine.block_manager import BlockManager
 from polyserve.engine.scheduler import Scheduler
-from polyserve.engine.step import Failed, PromptLogprobs, Sampled, Step, StepResult
+from polyserve.engine.step import Candidate, Candidates, Failed, Pooled, PromptLogprobs, Sampled, Step, StepResult
 from polyserve.request import Request, SequenceOutput, TokenLogprob
 from polyserve.sampling_params import SamplingParams
 
@@ -42,6 +43,29 @@ def answer_to(request: Request, choice: int, max_model_len: int) -> list[int]:
     return answer
 
 
+def vector_of(prompt_ids: list[int], pooling: str) -> list[float]:
+    """What stands for a prompt's embedding."""
+    return [float(prompt_ids[-1] if pooling == "last" else sum(prompt_ids)), float(len(prompt_ids))]
+
+
+def score_of(tokens: list[int], token_id: int, seed: int) -> float:
+    """What stands for a token's log-probability. No two totals are equal, but by accident."""
+    return -(hash((tuple(tokens[-3:]), len(tokens), seed, token_id)) % 1_000_003) / 250_000
+
+
+def paper_candidates(tokens: list[int], params: SamplingParams) -> list[Candidate]:
+    """As many of the best next tokens as a beam needs."""
+    stop_ids = {*params.stop_token_ids, *(() if params.ignore_eos else (EOS,))}
+    scored = sorted(((score_of(tokens, t, params.seed or 0), t) for t in range(VOCAB_SIZE)), reverse=True)
+    best = scored[: params.num_beams + len(stop_ids)]
+    return [Candidate(token_id, score, score, None) for score, token_id in best]
+
+
+def paper_score(tokens: list[int], index: int) -> TokenLogprob:
+    """What stands for the log-probability of a prompt's token: a float32 of all tokens up to it."""
+    return TokenLogprob(tokens[index], -(hash(tuple(tokens[: index + 1])) % 65536) / 1024)
+
+
 @dataclass
 class Known:
     tokens: list[int]
@@ -49,6 +73,7 @@ class Known:
     params: SamplingParams
     choice: int
     table: list[int]
+    pooling: str | None
 
 
 class PaperRunner:
@@ -63,17 +88,22 @@ class PaperRunner:
     def run(self, step: Step, failing: frozenset[int] = frozenset()) -> StepResult:
         """Compute a step that was learned; the sequences `failing` get no token."""
         self._copy(step)
-        sampled, scored = [], []
+        sampled, scored, pooled, candidates = [], [], [], []
         for chunk in step.chunks:
             seq = self.known[chunk.seq_id]
             self._compute(seq, chunk.start, chunk.num_tokens, chunk.seq_id)
             assert chunk.samples == (chunk.start + chunk.num_tokens == len(seq.tokens) and seq.params.max_tokens != 0)
             if seq.params.prompt_logprobs is not None and seq.choice == 0:
                 end = min(chunk.start + chunk.num_tokens + 1, seq.prompt_len)
-                entries = [TokenLogprob(token_id, 0.0) for token_id in seq.tokens[chunk.start + 1 : end]]
+                entries = [paper_score(seq.tokens, i) for i in range(chunk.start + 1, end)]
                 if entries:
                     scored.append(PromptLogprobs(chunk.seq_id, chunk.start + 1, entries))
-            if chunk.samples:
+            if seq.pooling is not None and chunk.start + chunk.num_tokens == seq.prompt_len:
+                pooled.append(Pooled(chunk.seq_id, vector_of(seq.tokens, seq.pooling)))
+            if chunk.samples and seq.params.use_beam_search:
+                if chunk.seq_id not in failing:
+                    candidates.append(Candidates(chunk.seq_id, paper_candidates(seq.tokens, seq.params)))
+            elif chunk.samples:
                 token_id = next_token(seq.tokens, seq.params.seed or 0, seq.choice)
                 seq.tokens.append(
                     token_id
@@ -81,14 +111,17 @@ class PaperRunner:
                 if chunk.seq_id not in failing:
                     sampled.append(Sampled(chunk.seq_id, token_id, None))
         in_step = {chunk.seq_id for chunk in step.chunks}
-        return StepResult(sampled, scored, [Failed(seq_id, "told to fail") for seq_id in sorted(failing & in_step)])
+        failed = [Failed(seq_id, "told to fail") for seq_id in sorted(failing & in_step)]
+        return StepResult(sampled, scored, failed, pooled, candidates)
 
     def learn(self, step: Step) -> None:
         for seq_id in step.released:
             del self.known[seq_id]  # what is released must be known
         for new in step.admitted:
             assert new.seq_id not in self.known, f"sequence {new.seq_id} is admitted twice"
-            self.known[new.seq_id] = Known(list(new.tokens), new.prompt_len, new.params, new.choice, [])
+            self.known[new.seq_id] = Known(list(new.tokens), new.prompt_len, new.params, new.choice, [], new.pooling)
+        for seq_id, token_id in step.appended.items():
+            self.known[seq_id].tokens.append(token_id)
         for chunk in step.chunks:
             table = self.known[chunk.seq_id].table
             assert chunk.first_block == len(table), "a block that was told already is told again"
@@ -152,6 +185,7 @@ class PaperEngine:
         self.runner = PaperRunner(num_blocks, block_size)
         self.tokens: dict[tuple[str, int], list[int]] = {}
         self.last: dict[tuple[str, int], SequenceOutput] = {}
+        self.prompt_logprobs: dict[str, list[TokenLogprob | None]] = {}
         self.overlaps = overlaps
         self.under_way: tuple[Step, StepResult] | None = None
 
@@ -201,6 +235,9 @@ class PaperEngine:
             key = (output.request_id, output.choice)
             assert self.last.get(key) is None or self.last[key].finish_reason is None, f"{key} goes on after its end"
             self.tokens.setdefault(key, []).extend(output.token_ids)
+            if output.prompt_logprobs is not None:
+                assert output.request_id not in self.prompt_logprobs, "a prompt's log-probabilities are told twice"
+                self.prompt_logprobs[output.request_id] = output.prompt_logprobs
             self.last[key] = output
 
     def drain(self, max_steps: int = 10_000) -> None:

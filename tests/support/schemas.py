@@ -54,8 +54,8 @@ def _integer(rng: random.Random, depth: int, skill: int) -> dict[str, Any]:
 
 
 def _number(rng: random.Random, depth: int, skill: int) -> dict[str, Any]:
-    """Hundredths: a small model writes the digits of a number without a last one until it is cut off."""
-    return {"type": "number", "minimum": rng.choice([-1, 0]), "maximum": rng.choice([1, 99]), "multipleOf": 0.01}
+    """Quarters: a small model writes the digits of a number without a last one until it is cut off."""
+    return {"type": "number", "minimum": rng.choice([-1, 0]), "maximum": rng.choice([1, 99]), "multipleOf": 0.25}
 
 
 def _multiple(rng: random.Random, depth: int, skill: int) -> dict[str, Any]:
@@ -149,8 +149,8 @@ EXPRESSIONS = [
     r"(0?[1-9]|1[0-2]):[0-5]\d (am|pm)",
     r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])",
     r"#[0-9A-Fa-f]{6}",
-    r"[a-z]+@[a-z]+\.(com|org|net)",
-    r"-?\d+(\.\d{1,3})?",
+    r"[a-z]{1,12}@[a-z]{1,12}\.(com|org|net)",
+    r"-?\d{1,8}(\.\d{1,3})?",
     r"(ab|cd){2,6}",
     r"a?b?c?d?e",
     r"(a|b)*c{3}(a|b){0,4}",

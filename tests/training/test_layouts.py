@@ -14,6 +14,7 @@ from support.checkpoints import make_checkpoint
 from support.together import Task, perform, work_together
 from support.training_runs import write_recipe
 
+pytestmark = pytest.mark.timeout(900)  # processes that share two cores with other tests take turns
 LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "alone": (1, []),
     "2 copies": (2, ["parallel.shard=false"]),
@@ -25,7 +26,7 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
 # what differs between families is how layers are divided
 CASES = [("new", layout) for layout in LAYOUTS if layout != "alone"]
 CASES += [(family, "2 halves") for family in ("polylm", "bloom", "llama", "gemma3")]
-CASES += [("gemma3", "2 shards of 2 halves")]
+CASES += [("gemma3", "2 shards of 2 halves"), ("new bfloat16", "2 shards")]
 AGAIN = ("2 shards", "2 halves", "2 shards of 2 halves")  # each reads what the one before wrote, and writes it
 # Adam's first moment is the gradient; steps above the mean are skipped; small steps keep losses comparable
 SETTINGS = [
@@ -38,7 +39,7 @@ SETTINGS = [
 def runs(tmp_path_factory, tokenizer_folder, data_folder, texts_folder) -> dict[tuple[str, str], Path]:
     """Folders of runs, by model and layout."""
     root = tmp_path_factory.mktemp("layouts")
-    settings = {"new": SETTINGS}
+    settings = {"new": SETTINGS, "new bfloat16": [*SETTINGS, "compute.dtype=bfloat16"]}
     folders: dict[tuple[str, str], Path] = {}
     together: dict[int, list[Task]] = {}
     for model, layout in [(model, "alone") for model in dict(CASES)] + CASES:

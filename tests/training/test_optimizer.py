@@ -112,3 +112,19 @@ def test_a_level_that_stays_higher_becomes_the_new_one():
     kept = judged(SpikeGuard(SpikeRecipe(window=8), torch.device("cpu")), losses)
     assert not kept[16]
     assert all(kept[20:])
+
+
+def test_a_weight_that_is_part_of_a_wider_tensor_steps_as_one_by_itself():
+    """A column of a weight that processes divide lies so."""
+    alone, part = Small(torch.float32), Small(torch.float32)
+    wide = torch.zeros(8, 9)
+    wide[:, 2:7] = part.matrix.detach()
+    part.matrix = nn.Parameter(wide[:, 2:7])
+    for model in (alone, part):
+        optimizer = AdamW(model, OptimizerRecipe(lr=0.1))
+        gradients(model, 0)
+        model.matrix.grad = model.matrix.grad.t().contiguous().t()  # and gradients may lie otherwise
+        optimizer.step(lr=0.1, norm=optimizer.gradient_norm(), keep=YES)
+    assert torch.equal(alone.matrix, part.matrix)
+    assert (wide[:, :2] == 0).all()
+    assert (wide[:, 7:] == 0).all()

@@ -192,6 +192,29 @@ def test_a_damaged_checkpoint_is_named(uninterrupted, tmp_path, recipe):
         train(recipe)
 
 
+# The command where no file can be larger than 60,000 bytes
+SHORT_OF_SPACE = """
+import resource, sys
+from polyserve.cli.main import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
+sys.exit(main())
+"""
+
+
+def test_a_run_that_cannot_write_a_checkpoint_goes_on_from_the_one_before_to_the_same_bits(
+    uninterrupted, recipe, tmp_path
+):
+    folder, sha256 = uninterrupted
+    shutil.copytree(folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/step-00000009")
+    short = run(SHORT_OF_SPACE, "train", tmp_path / "recipe.yaml")
+    assert short.returncode == 2
+    assert "checkpoints/step-00000009: cannot be written: " in short.stderr.splitlines()[-1]
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000008"]
+    assert train(recipe) == sha256
+    assert lines(tmp_path / "run") == lines(folder)
+
+
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_a_full_disk_is_one_line_and_costs_no_older_checkpoint(asynchronous, uninterrupted, tmp_path, monkeypatch):
     shutil.copytree(uninterrupted[0] / "checkpoints", tmp_path / "checkpoints")

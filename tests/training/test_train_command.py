@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from polyserve.cli.main import main
 from polyserve_training.config import TokenizeOptions, TokenizerOptions
 from polyserve_training.data.tokenize import tokenize
+from polyserve_training.pretrain import train
+from polyserve_training.recipe import read_recipe
 from polyserve_training.run_log import RunLog, read_log
 from polyserve_training.tokenizer import train_tokenizer
 from polyserve_training.trainer import Trainer
@@ -78,6 +81,12 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_the_same_command_goes_on(numb
     assert saved == ["step-00000002", "step-00000003"]
     capsys.readouterr()
     assert trained(capsys, recipe) == whole
+
+
+def test_training_may_be_another_thread_than_the_main_one(recipe):
+    with ThreadPoolExecutor(1) as pool:
+        sha256 = pool.submit(train, read_recipe(recipe)).result()
+    assert re.fullmatch("[0-9a-f]{64}", sha256)
 
 
 def test_a_step_that_stands_out_is_skipped_and_its_samples_are_logged(recipe, capsys, monkeypatch):

@@ -5,6 +5,7 @@
 master   w lives in fp32 and is rounded to the weight after each step, so that small steps add up
 parts    a process steps what it holds of each tensor (parallel.py); all of them know the norm of the whole gradient
 keep     a step that is not kept changes nothing, t included; that is decided on the device, without waiting for it
+How      one pass over memory, torch's fused kernel: clipping is its grad_scale, and a step not kept its found_inf
 decay    matrices alone; biases and norms do not decay, as in Megatron
 Source   https://arxiv.org/abs/1711.05101
 """
@@ -25,7 +26,7 @@ from polyserve_training.placement import Part, Placement
 class _Slot:
     parameter: nn.Parameter
     placement: Placement | None  # None: all of the parameter is here, alone
-    master: Tensor  # fp32; the parameter itself where that is fp32
+    master: Tensor  # fp32, contiguous; the parameter itself where that is so
     exp_avg: Tensor
     exp_avg_sq: Tensor
     decays: bool
@@ -54,7 +55,7 @@ class AdamW:
             if processes.size > 1:
                 assert isinstance(model, Decoder)
                 placement = placement_of(name, parameter, model, processes)
-            master = data if data.dtype == torch.float32 else data.float()
+            master = data.float().contiguous()
             moments = torch.zeros_like(master), torch.zeros_like(master)
             self._slots[name] = _Slot(parameter, placement, master, *moments, decays=parameter.dim() > 1)
         self._device = next(iter(self._slots.values())).master.device
@@ -78,23 +79,33 @@ class AdamW:
 
     def step(self, *, lr: float, norm: Tensor, keep: Tensor) -> None:
         """Take a step along the gradients, whose norm was asked for, and forget them.  keep: a bool on the device."""
-        kept = keep.float()
-        self.num_kept += kept
-        t = self.num_kept.clamp(min=1)
-        scale = kept.new_ones(())
+        self.num_kept += keep
+        scale = norm.new_ones(())
         if self._recipe.clip is not None:
-            scale = (self._recipe.clip / (norm + 1e-6)).clamp(max=1.0)
-        correction1 = (1 - self._recipe.beta1**t).float()
-        correction2 = (1 - self._recipe.beta2**t).float()
-        for slot in self._slots.values():
-            grad = torch.where(keep, slot.gradient * scale, 0.0)  # what is not finite does not pass
-            slot.exp_avg.lerp_(grad, (1 - self._recipe.beta1) * kept)
-            slot.exp_avg_sq.lerp_(grad.square_(), (1 - self._recipe.beta2) * kept)
-            step = (slot.exp_avg_sq / correction2).sqrt_().add_(self._recipe.eps)
-            step = torch.div(slot.exp_avg, step, out=step).mul_(kept * (lr / correction1))
-            if slot.decays:
-                slot.master.mul_(1 - lr * self._recipe.weight_decay * kept)
-            slot.master.sub_(step)
+            scale = ((norm.float() + 1e-6) / self._recipe.clip).clamp(min=1.0)  # gradients are divided by it
+        slots, t = list(self._slots.values()), self.num_kept.float()
+        for decays in (True, False):
+            group = [slot for slot in slots if slot.decays is decays]
+            if not group:
+                continue
+            torch._fused_adamw_(
+                [slot.master for slot in group],
+                [slot.gradient.contiguous() for slot in group],  # it reads all as they lie
+                [slot.exp_avg for slot in group],
+                [slot.exp_avg_sq for slot in group],
+                [],
+                [t] * len(group),
+                lr=lr,
+                beta1=self._recipe.beta1,
+                beta2=self._recipe.beta2,
+                weight_decay=self._recipe.weight_decay if decays else 0.0,
+                eps=self._recipe.eps,
+                amsgrad=False,
+                maximize=False,
+                grad_scale=scale.float(),
+                found_inf=(~keep).float(),  # then it returns at once
+            )
+        for slot in slots:
             slot.follow()
             slot.parameter.grad = None
 

@@ -115,7 +115,8 @@ def join(recipe: ParallelRecipe, device_type: str) -> Processes:
         )
     if device_type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
+    if not distributed.is_initialized():  # by Ray Train
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
     mesh = init_device_mesh(device_type, (data, recipe.tensor), mesh_dim_names=("data", "tensor"))
     saving = distributed.new_group(backend="gloo")
     shard = recipe.shard and data > 1

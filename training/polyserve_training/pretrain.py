@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 import orjson
@@ -273,8 +274,13 @@ def _device(name: str) -> torch.device:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """A list that gets the number of SIGINT or SIGTERM when one comes; a second one has its usual effect."""
+    """A list that gets the number of SIGINT or SIGTERM when one comes; a second one has its usual effect.
+
+    Where training is not the main thread, as under Ray Train, signals are others' business."""
     came: list[int] = []
+    if current_thread() is not main_thread():
+        yield came
+        return
     former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def restore_handlers() -> None:

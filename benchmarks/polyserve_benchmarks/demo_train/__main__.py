@@ -29,6 +29,7 @@ from polyserve_training.recipe import read_recipe
 POLYSERVE = [sys.executable, "-c", "import sys; from polyserve.cli.main import main; sys.exit(main())"]
 VOCAB_SIZE, LARGE_VOCAB_SIZE = 16_000, 256_000
 CLEAN = ["--min-words", "20"]  # a help page is short
+SAMPLING = ["--alpha", "0.7"]  # languages with 10 KB need no more of 16,000 pieces
 ASKED = question("Opens a dialog.", "en", "de")
 
 
@@ -65,7 +66,7 @@ def run(demo: Demo) -> dict[str, Any]:
     for part in ("train", "held-out"):
         demo.step(f"prepare {part}", "data", "prepare", texts / part, "-o", out / "clean" / part, *CLEAN)
     train_text, tokenizer = out / "clean/train", out / "tokenizer"
-    demo.step("tokenizer", "tokenizer", "train", train_text, "-o", tokenizer, "--vocab-size", VOCAB_SIZE)
+    demo.step("tokenizer", "tokenizer", "train", train_text, "-o", tokenizer, "--vocab-size", VOCAB_SIZE, *SAMPLING)
     for part in ("train", "held-out"):
         demo.step(f"tokenize {part}", "data", "tokenize", out / "clean" / part, "-t", tokenizer, "-o", data / part)
     _train(demo, "demo.yaml", "base", data={"texts": data / "train"}, validation={"texts": data / "held-out"})

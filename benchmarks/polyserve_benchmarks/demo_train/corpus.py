@@ -24,7 +24,7 @@ DECLARATIONS = {
     "ja": "jpn", "ko": "kor", "nl": "nld", "pl": "pol", "pt": "por_BR", "ru": "rus", "th": "tha", "tr": "tur",
     "vi": "vie", "zh": "cmn_hans",
 }  # fmt: skip
-HELP_BYTES = 700_000  # of each language, to learn from
+HELP_BYTES = 450_000  # of each language, to learn from
 PAIRS, HELD_OUT_PAIRS = 1500, 100  # of each language and direction
 MIN_PAIR_CHARS, MAX_PAIR_CHARS = 10, 200
 

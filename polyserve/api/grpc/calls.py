@@ -30,14 +30,17 @@ class Calls(PolyServeServicer):
     async def _call(
         self, request: Message, context: grpc.aio.ServicerContext, *, model: str = "", compresses: bool = False
     ) -> AsyncIterator[None]:
-        """Around everything that a method does. The call carries its id back.
+        """Around everything that a method does. The call carries its id back, and is a part of its caller's trace.
 
         model: the name that the client gave.  compresses: the answer can be large, and its client can wait for it to be
         packed, if it takes gzip.
         """
-        request_id = request_id_of(metadata_value(context.invocation_metadata(), HEADER))
+        metadata = context.invocation_metadata()
+        request_id = request_id_of(metadata_value(metadata, HEADER))
         context.set_trailing_metadata(((HEADER, request_id),))
         name_request(request_id)
+        if self._frontend.tracing is not None:
+            self._frontend.tracing.continue_from({key: value for key, value in metadata if isinstance(value, str)})
         async with errors_as_status(context):
             refuse_unknown(request)
             self._frontend.check_model(model or None)

@@ -16,12 +16,18 @@ from polyserve.api.frontend import Admitted, Usage
 from polyserve.errors import InvalidRequest
 from polyserve.output import LogprobEntry, TopLogprob
 from polyserve.pooling import Pooling
+from polyserve.scoring import Score
 from polyserve.service.async_llm import ChoiceDelta
 from polyserve.tokenizer.base import Tokenizer
 from polyserve.tools.definition import Tool, ToolUse
 from polyserve_proto.v1 import polyserve_pb2 as pb
 
 ROLE_OF = {pb.ChatMessage.Role.Value(f"ROLE_{role.upper()}"): role for role in ROLES}
+EARLY_STOPPING: dict[int, bool | str] = {
+    pb.EARLY_STOPPING_FALSE: False,
+    pb.EARLY_STOPPING_TRUE: True,
+    pb.EARLY_STOPPING_NEVER: "never",
+}
 POOLINGS: dict[int, Pooling | None] = {
     pb.POOLING_UNSPECIFIED: None,
     pb.POOLING_MEAN: "mean",
@@ -61,7 +67,10 @@ def refuse_unknown(message: ProtoMessage) -> None:
 
 def sampling_options(params: pb.SamplingParams) -> dict[str, Any]:
     """Those fields of SamplingParams that the client set."""
-    return {field.name: _plain(value) for field, value in params.ListFields()}
+    options = {field.name: _plain(value) for field, value in params.ListFields()}
+    if params.early_stopping:
+        options["early_stopping"] = EARLY_STOPPING.get(params.early_stopping, params.early_stopping)
+    return options
 
 
 def _plain(value: Any) -> Any:
@@ -143,6 +152,19 @@ def pooling(request: pb.EmbedRequest) -> Pooling | None:
     if request.pooling not in POOLINGS:
         raise InvalidRequest(f"pooling must be 'mean' or 'last', got {request.pooling}", param="pooling")
     return POOLINGS[request.pooling]
+
+
+def text_score(score: Score) -> pb.TextScore:
+    """The score of one text."""
+    return pb.TextScore(
+        logprob=score.logprob,
+        is_greedy=score.is_greedy,
+        perplexity=score.perplexity,
+        bits_per_byte=score.bits_per_byte,
+        num_bytes=score.num_bytes,
+        token_ids=score.token_ids,
+        token_logprobs=score.logprobs,
+    )
 
 
 def prompt_event(request: Admitted, first: ChoiceDelta, tokenizer: Tokenizer) -> pb.Prompt:

@@ -21,6 +21,7 @@ from polyserve.api.grpc.convert import (
     pooling,
     prompt_event,
     sampling_options,
+    text_score,
     tool_use,
     usage_event,
 )
@@ -90,6 +91,23 @@ class PolyServeService(StoredCompletionCalls):
             return pb.EmbedResponse(
                 embeddings=[pb.Embedding(values=vector.tolist()) for vector in embeddings.vectors],
                 prompt_tokens=embeddings.prompt_tokens,
+                model=frontend.model_name,
+                system_fingerprint=frontend.llm.numerics_id,
+            )
+
+    async def Score(self, request: pb.ScoreRequest, context: grpc.aio.ServicerContext) -> pb.ScoreResponse:
+        async with self._call(request, context, model=request.model, compresses=True):
+            frontend = self._frontend
+            admitted, texts = await frontend.admit_scores(
+                f"score-{uuid.uuid4().hex}",
+                [(one.context, one.continuation) for one in request.inputs],
+                tenant=self._tenant(context),
+                timeout_s=context.time_remaining(),
+            )
+            scores = await frontend.score(admitted, texts)
+            return pb.ScoreResponse(
+                scores=map(text_score, scores),
+                prompt_tokens=sum(len(text.prompt_ids) for text in texts),
                 model=frontend.model_name,
                 system_fingerprint=frontend.llm.numerics_id,
             )

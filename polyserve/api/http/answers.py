@@ -196,6 +196,30 @@ class EmbeddingList(Answer):
     usage: EmbeddingUsage
 
 
+class ScoreObject(Answer):
+    object: Literal["score"]
+    index: int
+    logprob: float
+    """Natural logarithm of the continuation's probability: the sum over its tokens."""
+    is_greedy: bool
+    """Whether each of its tokens is the likeliest one at its place."""
+    perplexity: float
+    bits_per_byte: float | None
+    num_bytes: int
+    token_ids: list[int]
+    token_logprobs: list[float]
+
+
+class ScoreList(Answer):
+    """One score for each input, in order."""
+
+    object: Literal["list"]
+    data: list[ScoreObject]
+    model: str
+    system_fingerprint: str
+    usage: EmbeddingUsage
+
+
 class ListAnswer(Answer):
     """A page of a list."""
 

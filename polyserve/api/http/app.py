@@ -2,6 +2,7 @@
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.telemetry import TelemetryConfig
 
 from polyserve import __version__
 from polyserve.api.frontend import Frontend
@@ -13,22 +14,25 @@ from polyserve.api.http.errors import ErrorBody, add_error_handlers
 from polyserve.api.http.head import HeadAsGet
 from polyserve.api.http.models import models_router
 from polyserve.api.http.operations import operations_router
+from polyserve.api.http.score import score_router
 from polyserve.api.http.stored import stored_router
 from polyserve.api.http.tokenizer import tokenizer_router
 from polyserve.api.protection import Protection
+from polyserve.api.tracing import Tracing
 
 ROUTERS = (
     chat_router,
     stored_router,
     completions_router,
     embeddings_router,
+    score_router,
     models_router,
     tokenizer_router,
     operations_router,
 )
 
 
-def create_app(frontend: Frontend, protection: Protection) -> FastAPI:
+def create_app(frontend: Frontend, protection: Protection, *, tracing: Tracing | None = None) -> FastAPI:
     """The application for one served model. `/openapi.json` describes it."""
     app = FastAPI(
         title="PolyServe",
@@ -36,6 +40,7 @@ def create_app(frontend: Frontend, protection: Protection) -> FastAPI:
         docs_url=None,  # its pages would be fetched from elsewhere
         redoc_url=None,
         redirect_slashes=False,
+        telemetry=_telemetry(tracing),
         responses={"4XX": {"model": ErrorBody, "description": "What is wrong with the request"}},
     )
     for make_router in ROUTERS:
@@ -53,3 +58,11 @@ def create_app(frontend: Frontend, protection: Protection) -> FastAPI:
             expose_headers=("x-request-id",),
         )
     return app
+
+
+def _telemetry(tracing: Tracing | None) -> TelemetryConfig:
+    """A span for each request, where they are wanted; FastAPI would also log errors with what clients sent."""
+    config = TelemetryConfig(tracing=False, metrics=False, logs=False, operation_spans=False, auto_configure=False)
+    if tracing is not None:
+        config |= {"tracing": True, "tracer_provider": tracing.provider}
+    return config

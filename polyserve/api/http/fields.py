@@ -179,6 +179,14 @@ CONTENT_SCHEMA = {
 }
 STOP_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 
+
+def _early_stopping(value: object) -> bool | str:
+    if not isinstance(value, bool) and value != "never":
+        raise invalid(f"must be true, false or 'never', got {described(value)}")
+    return value if isinstance(value, bool) else "never"
+
+
+EarlyStopping = Annotated[bool | str, PlainValidator(_early_stopping), WithJsonSchema({"enum": [True, False, "never"]})]
 Prompts = Annotated[list[str | list[int]], PlainValidator(_prompts), WithJsonSchema(PROMPT_SCHEMA)]
 LogitBias = Annotated[dict[int, float], BeforeValidator(_token_numbers)]
 Stops = Annotated[list[str], PlainValidator(_stops), WithJsonSchema(STOP_SCHEMA)]

@@ -19,6 +19,7 @@ from polyserve.api.http.fields import (
     ECHOED,
     SAMPLING,
     Body,
+    EarlyStopping,
     Label,
     LogitBias,
     Only,
@@ -82,6 +83,10 @@ class GenerationBody(Body):
     prompt_logprobs: int | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
+    best_of: int | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: EarlyStopping | None = None
     cache_salt: str | None = None
     priority: int | None = None
     return_token_ids: bool | None = None
@@ -122,7 +127,6 @@ class CompletionBody(GenerationBody):
     prompt: Prompts
     """A text, its token ids, or a list of either: each is answered with `n` choices."""
     logprobs: int | None = None
-    best_of: Annotated[JsonValue, Only((1,))] = None
     suffix: Unsupported = None
 
     def options(self) -> dict[str, Any]:

@@ -49,6 +49,11 @@ class PolyServeStub:
                 request_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.EmbedRequest.SerializeToString,
                 response_deserializer=polyserve__proto_dot_v1_dot_polyserve__pb2.EmbedResponse.FromString,
                 _registered_method=True)
+        self.Score = channel.unary_unary(
+                '/polyserve.v1.PolyServe/Score',
+                request_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=polyserve__proto_dot_v1_dot_polyserve__pb2.ScoreResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/polyserve.v1.PolyServe/Tokenize',
                 request_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.TokenizeRequest.SerializeToString,
@@ -110,6 +115,13 @@ class PolyServeServicer:
 
     def Embed(self, request, context):
         """Vectors of texts: the pooled final hidden states, at unit length.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Score(self, request, context):
+        """How likely the model finds continuations after their contexts, or whole texts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -188,6 +200,11 @@ def add_PolyServeServicer_to_server(servicer, server):
                     servicer.Embed,
                     request_deserializer=polyserve__proto_dot_v1_dot_polyserve__pb2.EmbedRequest.FromString,
                     response_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.EmbedResponse.SerializeToString,
+            ),
+            'Score': grpc.unary_unary_rpc_method_handler(
+                    servicer.Score,
+                    request_deserializer=polyserve__proto_dot_v1_dot_polyserve__pb2.ScoreRequest.FromString,
+                    response_serializer=polyserve__proto_dot_v1_dot_polyserve__pb2.ScoreResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -311,6 +328,33 @@ class PolyServe:
             '/polyserve.v1.PolyServe/Embed',
             polyserve__proto_dot_v1_dot_polyserve__pb2.EmbedRequest.SerializeToString,
             polyserve__proto_dot_v1_dot_polyserve__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Score(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyserve.v1.PolyServe/Score',
+            polyserve__proto_dot_v1_dot_polyserve__pb2.ScoreRequest.SerializeToString,
+            polyserve__proto_dot_v1_dot_polyserve__pb2.ScoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

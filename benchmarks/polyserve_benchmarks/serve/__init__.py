@@ -1,0 +1,1 @@
+"""`polyserve bench serve`: a server under load, as its clients see it."""
