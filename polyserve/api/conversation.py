@@ -17,6 +17,7 @@ import orjson
 
 from polyserve.errors import InvalidRequest
 from polyserve.tools.definition import Tool
+from polyserve.tools.parser import CallDelta
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 
@@ -38,6 +39,14 @@ class ToolCall:
         except orjson.JSONDecodeError:
             arguments = self.arguments
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": arguments}}
+
+
+def joined_calls(deltas: Sequence[CallDelta]) -> list[ToolCall]:
+    """Whole calls, of all their deltas."""
+    arguments: dict[int, str] = {}
+    for delta in deltas:
+        arguments[delta.index] = arguments.get(delta.index, "") + delta.arguments
+    return [ToolCall(first.id or "", first.name, arguments[first.index]) for first in deltas if first.name is not None]
 
 
 @dataclass(frozen=True, slots=True)

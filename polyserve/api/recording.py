@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from polyserve.api.conversation import Message, ToolCall
+from polyserve.api.conversation import Message, joined_calls
 from polyserve.api.frontend import Admitted, Frontend, Usage
 from polyserve.api.store import StoredChoice, StoredCompletion
 from polyserve.service.async_llm import ChoiceDelta
@@ -38,7 +38,7 @@ class Recording:
         choices = []
         for choice, end in sorted(self._ends.items()):
             assert end.finish_reason is not None
-            text, calls = "".join(self._texts[choice]), _joined(self._calls[choice])
+            text, calls = "".join(self._texts[choice]), joined_calls(self._calls[choice])
             choices.append(StoredChoice(text, end.finish_reason, end.stop_reason, calls))
         completion = StoredCompletion(
             id=request.request_id,
@@ -54,11 +54,3 @@ class Recording:
             service_tier=self.service_tier,
         )
         await frontend.completions.put(request.tenant, completion)
-
-
-def _joined(deltas: Sequence[CallDelta]) -> list[ToolCall]:
-    """Whole calls, of all their deltas."""
-    arguments: dict[int, str] = {}
-    for delta in deltas:
-        arguments[delta.index] = arguments.get(delta.index, "") + delta.arguments
-    return [ToolCall(first.id or "", first.name, arguments[first.index]) for first in deltas if first.name is not None]

@@ -43,6 +43,17 @@ def test_a_kept_completion_is_what_was_answered(client: openai.OpenAI) -> None:
     assert client.chat.completions.retrieve(answered.id) == answered
 
 
+def test_calls_of_an_answer_are_kept(client: openai.OpenAI, storing: LiveServer) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    tool = {"type": "function", "function": {"name": "weather", "parameters": schema}}
+    storing.llm.reply = '{"name": "weather", "parameters": {"city": "Köln"}}'
+    options = {"tools": [tool], "tool_choice": {"type": "function", "function": {"name": "weather"}}, "store": True}
+    answered = client.chat.completions.create(model="fake", messages=[USER], **options)
+    assert answered.choices[0].message.tool_calls
+    found = client.chat.completions.retrieve(answered.id)
+    assert found.choices[0].message == answered.choices[0].message
+
+
 def test_a_streamed_answer_is_kept_when_it_is_complete(client: openai.OpenAI, storing: LiveServer) -> None:
     [first, *_] = client.chat.completions.create(model="fake", messages=[USER], store=True, stream=True)
     assert client.chat.completions.retrieve(first.id).choices[0].message.content == REPLY

@@ -14,7 +14,7 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from polyserve.api.conversation import Message
+from polyserve.api.conversation import Message, joined_calls
 from polyserve.api.frontend import Admitted, Frontend, Usage
 from polyserve.api.http.answers import ChatCompletion, answers
 from polyserve.api.http.authentication import tenant_of
@@ -117,7 +117,7 @@ class _Answer:
         text = "".join(choice.texts)
         message: dict[str, object] = {"role": "assistant", "content": text, "refusal": None}
         if choice.calls:
-            message |= {"content": text or None, "tool_calls": call_objects(choice.calls)}
+            message |= {"content": text or None, "tool_calls": call_objects(joined_calls(choice.calls))}
         value: dict[str, object] = {
             "index": index,
             "message": message,

@@ -1,11 +1,10 @@
 """Completions that were created with `store`: GET, POST and DELETE below /v1/chat/completions."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 
-from polyserve.api.conversation import Message, ToolCall
+from polyserve.api.conversation import Message
 from polyserve.api.frontend import Frontend, shortened
 from polyserve.api.http.answers import (
     ChatCompletion,
@@ -17,6 +16,7 @@ from polyserve.api.http.answers import (
 from polyserve.api.http.authentication import tenant_of
 from polyserve.api.http.body import JsonRoute, json_response
 from polyserve.api.http.fields import ECHOED, Body
+from polyserve.api.http.tools import call_objects
 from polyserve.api.metadata import check_metadata
 from polyserve.api.store import MAX_PAGE, Filters, Page, StoredChoice, StoredCompletion, page_of_messages
 from polyserve.errors import InvalidRequest
@@ -92,7 +92,7 @@ def completion_object(completion: StoredCompletion) -> dict[str, object]:
 def _choice_object(index: int, choice: StoredChoice) -> dict[str, object]:
     message: dict[str, object] = {"role": "assistant", "content": choice.content, "refusal": None}
     if choice.tool_calls:
-        message |= {"content": choice.content or None, "tool_calls": _calls(choice.tool_calls)}
+        message |= {"content": choice.content or None, "tool_calls": call_objects(choice.tool_calls)}
     value = {"index": index, "message": message, "logprobs": None, "finish_reason": choice.finish_reason}
     return value if choice.stop_reason is None else {**value, "stop_reason": choice.stop_reason}
 
@@ -104,15 +104,8 @@ def _message_object(message_id: str, message: Message) -> dict[str, object]:
     if message.tool_call_id is not None:
         value["tool_call_id"] = message.tool_call_id
     if message.tool_calls:
-        value["tool_calls"] = _calls(message.tool_calls)
+        value["tool_calls"] = call_objects(message.tool_calls)
     return value
-
-
-def _calls(calls: Sequence[ToolCall]) -> list[dict[str, object]]:
-    return [
-        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-        for call in calls
-    ]
 
 
 def _list_object(data: list[dict[str, object]], has_more: bool) -> dict[str, object]:

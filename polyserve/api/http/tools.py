@@ -1,10 +1,12 @@
 """`tools` and `tool_choice` as a body carries them, and calls as an answer does."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import JsonValue, PlainValidator, WithJsonSchema
 
+from polyserve.api.conversation import ToolCall
 from polyserve.api.http.fields import Body, invalid
 from polyserve.api.http.sentences import described
 from polyserve.errors import InvalidRequest
@@ -89,13 +91,9 @@ def call_delta(call: CallDelta) -> dict[str, object]:
     return {"index": call.index, "id": call.id, "type": "function", "function": {"name": call.name, **function}}
 
 
-def call_objects(deltas: list[CallDelta]) -> list[dict[str, object]]:
-    """Whole calls, of all their deltas."""
-    arguments: dict[int, str] = {}
-    for delta in deltas:
-        arguments[delta.index] = arguments.get(delta.index, "") + delta.arguments
+def call_objects(calls: Sequence[ToolCall]) -> list[dict[str, object]]:
+    """`tool_calls` of a message."""
     return [
-        {"id": first.id, "type": "function", "function": {"name": first.name, "arguments": arguments[first.index]}}
-        for first in deltas
-        if first.name is not None
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in calls
     ]
