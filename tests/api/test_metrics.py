@@ -131,7 +131,7 @@ def test_vllms_names_show_the_same_numbers() -> None:
     llm = FakeLLM()
     metrics = Metrics(cast(AsyncLLM, llm), model_name="fake", vllm_names=True)
     ticket = llm.admission.reserve(3, SamplingParams(), tenant=None, num_characters=3)
-    with metrics.request(0.0, "abc", ticket) as record:
+    with metrics.request(0.0, "abc", ticket, 1) as record:
         record.delta(ChoiceDelta(0, "seven", list(range(7)), None, "stop", None, None, 0))
     families = {
         family.name: family

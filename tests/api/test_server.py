@@ -51,6 +51,40 @@ def test_both_protocols_give_the_same_tokens_and_the_same_numbers(running: Serve
     assert values == choice["logprobs"]["token_logprobs"]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.0},
+        {"n": 3, "top_k": 20},
+        {"min_p": 0.01, "typical_p": 0.9},
+        {"repetition_penalty": 1.2, "frequency_penalty": 0.3, "presence_penalty": -0.2},
+        {"logit_bias": {40: 4.0, 41: -100.0}},
+        {"allowed_token_ids": [30, 31, 32, 33]},
+        {"stop": ["e", "的"], "include_stop_str_in_output": True},
+        {"stop_token_ids": [101, 102, 103], "min_tokens": 3},
+        {"ignore_eos": True, "skip_special_tokens": False},
+        {"guided_regex": "[a-c]{4,9}"},
+        {"guided_choice": {"choices": ["ja", "nein"]}},
+    ],
+    ids=str,
+)
+def test_every_option_gives_the_same_tokens_over_both_protocols(running: Served, options: dict) -> None:
+    options = {"max_tokens": 12, "seed": 5, **options}
+    spelt = {  # as JSON has no keys but strings, and no oneof of lists
+        "logit_bias": {str(token_id): bias for token_id, bias in options.get("logit_bias", {}).items()},
+        "guided_choice": options.get("guided_choice", {}).get("choices"),
+    }
+    body = {"prompt": "Die Hauptstadt", "return_token_ids": True, **options, **spelt}
+    answer = httpx.post(f"{running.url}/v1/completions", json=body, timeout=PATIENCE_S).json()
+    with grpc.insecure_channel(running.grpc_address) as channel:
+        request = pb.GenerateRequest(text="Die Hauptstadt", params=pb.SamplingParams(**options))
+        deltas = [event.delta for event in PolyServeStub(channel).Generate(request) if event.HasField("delta")]
+    for choice in answer["choices"]:
+        own = [delta for delta in deltas if delta.choice == choice["index"]]
+        assert [token_id for delta in own for token_id in delta.token_ids] == choice["token_ids"]
+        assert "".join(delta.text for delta in own) == choice["text"]
+
+
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_both_protocols_give_the_same_vectors(running: Served, pooling: str) -> None:
     texts = ["Die Hauptstadt von Deutschland", "北京"]
@@ -146,7 +180,7 @@ def test_a_stream_goes_on_over_the_death_of_the_engine(checkpoint: Path) -> None
 
 
 def test_sigint_while_the_model_loads_ends_the_server_with_0(checkpoint: Path) -> None:
-    command = [POLYSERVE, "serve", str(checkpoint), "--port", "0", "--grpc-port", "0"]
+    command = [POLYSERVE, "serve", str(checkpoint), "--port", "0", "--grpc-port", "0", "--log-level", "warning"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         front = psutil.Process(process.pid)
         wait_until(lambda: any(engine.num_threads() > 1 for engine in front.children()))  # it knows what to load
