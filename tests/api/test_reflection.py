@@ -35,7 +35,7 @@ def test_a_client_made_from_reflection_alone_can_call_every_method(tmp_path: Pat
         answers = {
             "Generate": client.call("Generate", text="hi", params={"max_tokens": 2}),
             "Embed": client.call("Embed", inputs=[{"text": "hi"}], pooling="POOLING_MEAN"),
-            "Score": client.call("Score", inputs=[{"continuation": "hi"}]),
+            "Score": client.call("Score", inputs=[{"context": "a", "continuation": "b"}]),
             "Tokenize": client.call("Tokenize", text="hi"),
             "Detokenize": client.call("Detokenize", token_ids=[104, 105]),
             "GetModel": client.call("GetModel"),
