@@ -182,7 +182,7 @@ def test_a_stream_goes_on_over_the_death_of_the_engine(checkpoint: Path) -> None
 
 
 def test_sigint_while_the_model_loads_ends_the_server_with_0(checkpoint: Path) -> None:
-    command = [POLYSERVE, "serve", str(checkpoint), "--port", "0", "--grpc-port", "0"]
+    command = [POLYSERVE, "serve", str(checkpoint), "--port", "0", "--grpc-port", "0", "--log-level", "warning"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         front = psutil.Process(process.pid)
         wait_until(lambda: any(engine.num_threads() > 1 for engine in front.children()))  # it knows what to load

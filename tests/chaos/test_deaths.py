@@ -25,8 +25,10 @@ async def under_streams(
 
     async def keep_going(first: int) -> None:
         number = first
-        while not ended.is_set() or number == first:
+        while True:
             done.append((number, await client.ask(bodies[number])))
+            if ended.is_set():
+                return
             number = (number + NUM_STREAMS) % len(bodies)
 
     await asyncio.gather(*(keep_going(number) for number in range(NUM_STREAMS)))
