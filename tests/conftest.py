@@ -1,8 +1,10 @@
 """Puts `tests/` on the import path, so that tests share builders (`from support.x import y`), gives torch one thread in
-each process, since workers share the cores, and finds the real models that come as packages."""
+each process, since workers share the cores, keeps logging as it was, and finds the real models that are packages."""
 
+import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests with more threads d
 
 from polyserve.errors import ModelLoadError
 from polyserve.model.weights.resolve import resolve
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """The command line sends log lines to a test's own standard error, which ends with the test."""
+    logger = logging.getLogger("polyserve")
+    handlers, level, propagate = logger.handlers, logger.level, logger.propagate
+    yield
+    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """One server with a fake engine for each test file; what a test disturbs is put right before the next one."""
 
-import logging
 from collections.abc import Iterator
 
 import httpx
@@ -8,16 +7,6 @@ import pytest
 
 from support.fake_llm import FakeLLM
 from support.live_server import LiveServer, live_server
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """The command line sends log lines to a test's own standard error, which ends with the test."""
-    logger = logging.getLogger("polyserve")
-    handlers, level, propagate = logger.handlers, logger.level, logger.propagate
-    yield
-    logger.handlers, logger.propagate = handlers, propagate
-    logger.setLevel(level)
 
 
 @pytest.fixture(scope="module")
