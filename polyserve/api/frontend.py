@@ -211,10 +211,7 @@ class Frontend:
     ) -> tuple[Admitted, list[Scorable]]:
         """Check a request for the scores of continuations after their contexts, which it calls its `inputs`."""
         async with self._admitting(timeout_s, {"prompt": "inputs"}) as (arrived, deadline):
-            whole = [context + continuation for context, continuation in pairs]
-            self.limits.check_prompts(whole, SCORING)
-            for text in whole:
-                self.limits.check_length(len(text.encode(errors="replace")), max_model_len=self.llm.max_model_len)
+            self._check_sizes([context + continuation for context, continuation in pairs], SCORING)
             texts = [await asyncio.to_thread(scorable, self.llm.tokenizer, *pair) for pair in pairs]
             for scored in texts:
                 self.llm.check(scored.prompt_ids, SCORING)
@@ -235,15 +232,19 @@ class Frontend:
 
     async def read_inputs(self, prompts: Sequence[str | Sequence[int]], params: SamplingParams) -> list[Prompt]:
         """All prompts of a request, checked: before any is tokenised what can be, then as requests to the model."""
-        self.limits.check_prompts(prompts, params)
-        for text in prompts:
-            if isinstance(text, str):
-                self.limits.check_length(len(text.encode(errors="replace")), max_model_len=self.llm.max_model_len)
+        self._check_sizes(prompts, params)
         await self.llm.check_grammar(params)
         read = [await self.read_prompt(prompt) for prompt in prompts]
         for prompt in read:
             self.llm.check(prompt.token_ids, params)
         return read
+
+    def _check_sizes(self, prompts: Sequence[str | Sequence[int]], params: SamplingParams) -> None:
+        """Raise InvalidRequest for what is too much before anything is tokenised."""
+        self.limits.check_prompts(prompts, params)
+        for text in prompts:
+            if isinstance(text, str):
+                self.limits.check_length(len(text.encode(errors="replace")), max_model_len=self.llm.max_model_len)
 
     async def admit_chat(
         self,

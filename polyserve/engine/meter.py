@@ -17,9 +17,7 @@ class StepMeter:
     """Sums since the start."""
 
     def __init__(self, config: ModelConfig, *, kv_bytes_per_token: float) -> None:
-        attention = config.hidden_size * config.head_size * 2 * (config.num_heads + config.num_kv_heads)
-        mlp = config.hidden_size * config.mlp_size * (3 if config.gated else 2)
-        self._layer_weights = config.num_layers * (attention + mlp)
+        self._layer_weights = config.num_layers * config.layer_weights
         self._head_weights = config.vocab_size * config.hidden_size
         self._kv_bytes_per_token = kv_bytes_per_token
         self._pair_operations = 4 * config.num_layers * config.num_heads * config.head_size

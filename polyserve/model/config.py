@@ -111,6 +111,12 @@ class ModelConfig:
         return self.attention_scale or self.head_size**-0.5
 
     @property
+    def layer_weights(self) -> int:
+        """Elements of the matrices of one layer."""
+        attention = 2 * self.head_size * (self.num_heads + self.num_kv_heads)
+        return self.hidden_size * (attention + self.mlp_size * (3 if self.gated else 2))
+
+    @property
     def gated(self) -> bool:
         """Whether the MLP has a gate beside its up projection."""
         return self.mlp != "gelu"

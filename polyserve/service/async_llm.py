@@ -15,9 +15,9 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,16 @@ from polyserve.errors import DeadlineExceeded, EngineDead, InvalidRequest, PolyS
 from polyserve.log import get_logger, set_up_logging
 from polyserve.output import LogprobEntry, SequenceText, mean_logprob, prompt_logprob_entries
 from polyserve.pooling import Pooling, unit_length
-from polyserve.request import POOLED, FinishReason, SequenceOutput, admit, check_request, error_of, pooling_request
+from polyserve.request import (
+    POOLED,
+    FinishReason,
+    Request,
+    SequenceOutput,
+    admit,
+    check_request,
+    error_of,
+    pooling_request,
+)
 from polyserve.sampling_params import SamplingParams
 from polyserve.service.admission import Admission, AdmissionConfig, Ticket
 from polyserve.service.engine_process import COMMAND
@@ -221,28 +230,22 @@ class AsyncLLM:
         shown_ids: frozenset[int],
     ) -> AsyncGenerator[ChoiceDelta, None]:
         self.check(prompt_ids, params)
-        ticket = ticket or self.admission.reserve(len(prompt_ids), params, tenant=None, num_characters=len(prompt_ids))
-        stream = self._open(request_id, ticket, deadline)
         texts = {  # of those that go on
             choice: SequenceText(self.tokenizer, params, shown_ids=shown_ids) for choice in range(params.n)
         }
-        try:
-            self.admission.enter(ticket, partial(self._send, Add(admit(request_id, prompt_ids, params))))
+        with self._live(admit(request_id, prompt_ids, params), ticket, deadline) as stream:
             while texts:
                 for output in await stream.take():
                     text = texts.get(output.choice)
                     if text is None:
                         continue  # sent before the engine knew of the stop string
                     delta = await self._read(text, output)
-                    self.admission.charge(ticket, num_tokens=len(delta.token_ids), num_characters=len(delta.text))
+                    num_tokens, num_characters = len(delta.token_ids), len(delta.text)
+                    self.admission.charge(stream.ticket, num_tokens=num_tokens, num_characters=num_characters)
                     if text.finished:
                         del texts[output.choice]
-                        self.admission.choice_ended(ticket, output.choice)
+                        self.admission.choice_ended(stream.ticket, output.choice)
                     yield delta
-        finally:
-            del self._streams[request_id]
-            stream.close()
-            self._leave(request_id, ticket)
 
     async def embed(
         self,
@@ -255,19 +258,25 @@ class AsyncLLM:
     ) -> list[float]:
         """The prompt's final hidden states, pooled, at unit length. Cancelling aborts it. It raises as `generate`."""
         self.check(prompt_ids, POOLED)
-        ticket = ticket or self.admission.reserve(len(prompt_ids), POOLED, tenant=None, num_characters=len(prompt_ids))
+        with self._live(pooling_request(request_id, prompt_ids, pooling), ticket, deadline) as stream:
+            [output] = await stream.take()
+        if output.pooled is None:
+            raise error_of(output)
+        return unit_length(output.pooled)
+
+    @contextmanager
+    def _live(self, request: Request, ticket: Ticket | None, deadline: float) -> Iterator["_Stream"]:
+        """What comes of a request, for as long as the block runs; leaving it early aborts the request."""
+        request_id, num_tokens = request.request_id, len(request.prompt_ids)
+        ticket = ticket or self.admission.reserve(num_tokens, request.params, tenant=None, num_characters=num_tokens)
         stream = self._open(request_id, ticket, deadline)
         try:
-            self.admission.enter(ticket, partial(self._send, Add(pooling_request(request_id, prompt_ids, pooling))))
-            [output] = await stream.take()
-            self.admission.choice_ended(ticket, output.choice)
+            self.admission.enter(ticket, partial(self._send, Add(request)))
+            yield stream
         finally:
             del self._streams[request_id]
             stream.close()
             self._leave(request_id, ticket)
-        if output.pooled is None:
-            raise error_of(output)
-        return unit_length(output.pooled)
 
     def _leave(self, request_id: str, ticket: Ticket) -> None:
         """Nothing more is wanted of a request, if it has not ended."""

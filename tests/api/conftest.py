@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
+import grpc
 import httpx
 import pytest
 
+from polyserve_proto.v1.polyserve_pb2_grpc import PolyServeStub
 from support.fake_llm import FakeLLM
 from support.live_server import LiveServer, live_server
 
@@ -19,6 +21,17 @@ def server() -> Iterator[LiveServer]:
 def llm(server: LiveServer) -> FakeLLM:
     server.llm.reset()
     return server.llm
+
+
+@pytest.fixture(scope="module")
+def channel(server: LiveServer) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(server.grpc_address) as opened:
+        yield opened
+
+
+@pytest.fixture
+def stub(channel: grpc.Channel, llm: FakeLLM) -> PolyServeStub:
+    return PolyServeStub(channel)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """polyserve.v1.PolyServe over a real channel."""
 
 import time
-from collections.abc import Iterator
 
 import grpc
 import httpx
@@ -15,17 +14,6 @@ from support.fake_llm import BOS, EOS, REPLY, FakeLLM, logprob_of
 from support.live_server import LiveServer, live_server, wait_until
 
 USER = pb.ChatMessage(role=pb.ChatMessage.ROLE_USER, content="hi")
-
-
-@pytest.fixture(scope="module")
-def channel(server: LiveServer) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(server.grpc_address) as opened:
-        yield opened
-
-
-@pytest.fixture
-def stub(channel: grpc.Channel, llm: FakeLLM) -> PolyServeStub:
-    return PolyServeStub(channel)
 
 
 def generate(stub: PolyServeStub, text: str = "hi", **params: object) -> list[pb.GenerateResponse]:

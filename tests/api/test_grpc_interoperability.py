@@ -20,17 +20,6 @@ from support.live_server import LiveServer, wait_until
 PROMPT = pb.GenerateRequest(text="hi", params=pb.SamplingParams(max_tokens=100))
 
 
-@pytest.fixture(scope="module")
-def channel(server: LiveServer) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(server.grpc_address) as opened:
-        yield opened
-
-
-@pytest.fixture
-def stub(channel: grpc.Channel, llm: FakeLLM) -> PolyServeStub:
-    return PolyServeStub(channel)
-
-
 def text_of(events: Iterator[pb.GenerateResponse]) -> str:
     return "".join(event.delta.text for event in events)
 

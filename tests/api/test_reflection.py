@@ -1,24 +1,16 @@
 """A client that knows nothing of the service but its address."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from support.fake_llm import REPLY
-from support.live_server import LiveServer, live_server
-
-
-@pytest.fixture(scope="module")
-def channel(server: LiveServer) -> Iterator[grpc.Channel]:
-    with grpc.insecure_channel(server.grpc_address) as opened:
-        yield opened
+from support.live_server import live_server
 
 
 def test_the_services_are_listed(channel: grpc.Channel) -> None:

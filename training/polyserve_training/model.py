@@ -203,9 +203,5 @@ def _generator(seed: int, name: str) -> torch.Generator:
 
 def flops_per_token(config: ModelConfig, *, context: int) -> float:
     """Forward and backward, as is customary: 6 for each weight of a product, the head's too, and causal attention."""
-    kv = config.num_kv_heads * config.head_size
-    q = config.num_heads * config.head_size
-    up = 2 if config.gated else 1
-    layer = config.hidden_size * (2 * q + 2 * kv + (up + 1) * config.mlp_size)
-    attention = q * context  # 2 products of q * context / 2 each
-    return 6.0 * (config.num_layers * (layer + attention) + config.vocab_size * config.hidden_size)
+    attention = config.num_heads * config.head_size * context  # 2 products, of half the context each
+    return 6.0 * (config.num_layers * (config.layer_weights + attention) + config.vocab_size * config.hidden_size)

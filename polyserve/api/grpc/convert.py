@@ -13,6 +13,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from polyserve.api.conversation import ROLES, Conversation, Message, ToolCall
 from polyserve.api.frontend import Admitted, Usage
+from polyserve.api.store import StoredCompletion
 from polyserve.errors import InvalidRequest
 from polyserve.output import LogprobEntry, TopLogprob
 from polyserve.pooling import Pooling
@@ -193,7 +194,7 @@ def choice_delta(delta: ChoiceDelta) -> pb.ChoiceDelta:
     return message
 
 
-def usage_event(usage: Usage) -> pb.Usage:
+def usage_event(usage: Usage | StoredCompletion) -> pb.Usage:
     """How many tokens it was."""
     return pb.Usage(
         prompt_tokens=usage.prompt_tokens,

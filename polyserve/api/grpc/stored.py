@@ -6,7 +6,7 @@ import grpc
 
 from polyserve.api.conversation import Message, ToolCall
 from polyserve.api.grpc.calls import Calls
-from polyserve.api.grpc.convert import FINISH_REASONS
+from polyserve.api.grpc.convert import FINISH_REASONS, usage_event
 from polyserve.api.metadata import check_metadata
 from polyserve.api.store import Filters, Order, Page, StoredChoice, StoredCompletion, page_of_messages
 from polyserve.errors import InvalidRequest
@@ -71,11 +71,7 @@ def _completion(completion: StoredCompletion) -> pb.StoredCompletion:
         model=completion.model,
         system_fingerprint=completion.system_fingerprint,
         choices=map(_choice, completion.choices),
-        usage=pb.Usage(
-            prompt_tokens=completion.prompt_tokens,
-            completion_tokens=completion.completion_tokens,
-            cached_tokens=completion.cached_tokens,
-        ),
+        usage=usage_event(completion),
         metadata=completion.metadata or {},
     )
 

@@ -3,6 +3,7 @@
 import time
 
 from polyserve.api.frontend import Admitted, Frontend, Usage
+from polyserve.api.store import StoredCompletion
 from polyserve.service.async_llm import ChoiceDelta
 
 
@@ -25,7 +26,7 @@ def ending(delta: ChoiceDelta) -> dict[str, object]:
     return end
 
 
-def usage_object(usage: Usage) -> dict[str, object]:
+def usage_object(usage: Usage | StoredCompletion) -> dict[str, object]:
     """The `usage` member."""
     return {
         "prompt_tokens": usage.prompt_tokens,

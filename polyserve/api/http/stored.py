@@ -15,6 +15,7 @@ from polyserve.api.http.answers import (
 )
 from polyserve.api.http.authentication import tenant_of
 from polyserve.api.http.body import JsonRoute, json_response
+from polyserve.api.http.envelope import usage_object
 from polyserve.api.http.fields import ECHOED, Body
 from polyserve.api.http.tools import call_objects
 from polyserve.api.metadata import check_metadata
@@ -76,12 +77,7 @@ def completion_object(completion: StoredCompletion) -> dict[str, object]:
         "model": completion.model,
         "system_fingerprint": completion.system_fingerprint,
         "choices": [_choice_object(index, choice) for index, choice in enumerate(completion.choices)],
-        "usage": {
-            "prompt_tokens": completion.prompt_tokens,
-            "completion_tokens": completion.completion_tokens,
-            "total_tokens": completion.prompt_tokens + completion.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": completion.cached_tokens},
-        },
+        "usage": usage_object(completion),
         "metadata": completion.metadata or {},
     }
     if completion.service_tier is not None:
