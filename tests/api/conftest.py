@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import grpc
 import httpx
+import openai
 import pytest
 
 from polyserve_proto.v1.polyserve_pb2_grpc import PolyServeStub
@@ -32,6 +33,12 @@ def channel(server: LiveServer) -> Iterator[grpc.Channel]:
 @pytest.fixture
 def stub(channel: grpc.Channel, llm: FakeLLM) -> PolyServeStub:
     return PolyServeStub(channel)
+
+
+@pytest.fixture(scope="module")
+def openai_client(server: LiveServer) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")

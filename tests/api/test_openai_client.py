@@ -1,25 +1,17 @@
 """The `openai` package, unchanged, against a real socket."""
 
-from collections.abc import Iterator
-
 import openai
 import pytest
 
 from support.fake_llm import REPLY, FakeLLM
-from support.live_server import LiveServer, wait_until
+from support.live_server import wait_until
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
 
-@pytest.fixture(scope="module")
-def opened(server: LiveServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
 @pytest.fixture
-def client(opened: openai.OpenAI, llm: FakeLLM) -> openai.OpenAI:
-    return opened
+def client(openai_client: openai.OpenAI, llm: FakeLLM) -> openai.OpenAI:
+    return openai_client
 
 
 def test_it_lists_the_names_of_the_served_model(client: openai.OpenAI) -> None:

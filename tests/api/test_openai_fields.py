@@ -1,7 +1,6 @@
 """Every documented field through the `openai` package, and every answer and event held to its published types."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -15,7 +14,6 @@ from polyserve.api.http.answers import ChatCompletion as OurChatCompletion
 from polyserve.api.http.answers import ChatCompletionChunk as OurChunk
 from polyserve.api.http.answers import Completion as OurCompletion
 from support.fake_llm import FakeLLM
-from support.live_server import LiveServer
 from support.openai_types import validated, validated_events
 
 CHAT: dict[str, Any] = {"model": "fake", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
@@ -79,15 +77,9 @@ CHAT_REFUSALS = {
 }
 
 
-@pytest.fixture(scope="module")
-def opened(server: LiveServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
 @pytest.fixture
-def client(opened: openai.OpenAI, llm: FakeLLM) -> openai.OpenAI:
-    return opened
+def client(openai_client: openai.OpenAI, llm: FakeLLM) -> openai.OpenAI:
+    return openai_client
 
 
 def check(data: bytes, *, streamed: bool) -> None:
