@@ -1,16 +1,20 @@
 """Work on training by several processes of one thread each, one task after another, since a start takes seconds.
 
-They meet as torchrun's processes do, by what the environment says, but at a place of its own for each task.
+They meet as torchrun's processes do: in a store of who started them, one for each task (pytorch/pytorch#135712).
 """
 
+import faulthandler
 import json
 import os
-import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
+
+from torch.distributed import TCPStore
 
 from polyserve_training.checkpoint import Checkpoints, restore
 from polyserve_training.model import build
@@ -18,6 +22,8 @@ from polyserve_training.parallel import join
 from polyserve_training.pretrain import prepare, train
 from polyserve_training.recipe import read_recipe
 from polyserve_training.trainer import Trainer
+
+LIMIT_S = 240  # for one task; then it says where it hangs
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,26 +36,31 @@ class Task:
 
 
 def work_together(num_processes: int, tasks: Sequence[Task]) -> None:
-    described = json.dumps([asdict(task) | {"port": _free_port()} for task in tasks])
-    place = {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(num_processes)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-P", __file__, described],
-            env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(num_processes)
-    ]
-    errors = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * num_processes, "\n".join(errors)[-5000:]
-
-
-def _free_port() -> int:
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        return int(place.getsockname()[1])
+    # a port picked for later may be somebody's by then; a store's is taken at once
+    stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in tasks]
+    described = json.dumps([asdict(task) | {"port": store.port} for task, store in zip(tasks, stores, strict=True)])
+    place = {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": str(num_processes), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    with TemporaryFile("w+") as errors:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-P", __file__, described],
+                env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+            )
+            for rank in range(num_processes)
+        ]
+        try:
+            while any(process.poll() is None for process in processes) and not any(
+                process.returncode for process in processes
+            ):
+                time.sleep(0.05)
+        finally:
+            for process in processes:
+                process.kill()  # who waits for one that died
+                process.wait()
+        errors.seek(0)
+        assert not any(process.returncode for process in processes), errors.read()[-5000:]
 
 
 def perform(task: Task) -> None:
@@ -70,4 +81,5 @@ def perform(task: Task) -> None:
 if __name__ == "__main__":
     for values in json.loads(sys.argv[1]):
         os.environ["MASTER_PORT"] = str(values.pop("port"))
+        faulthandler.dump_traceback_later(LIMIT_S, exit=True)
         perform(Task(**values))
