@@ -114,7 +114,9 @@ class SamplingParams:
     skip_special_tokens: bool = option(True, "leave special tokens out of the text")
     priority: int = option(0, "whoever has the lower one is served first; blocks of the KV cache are kept by the lower")
     guided_json: str | None = option(None, "a JSON schema, as JSON: the answer is a value that it allows")
-    guided_regex: str | None = option(None, "the whole answer matches this regular expression")
+    guided_regex: str | None = option(
+        None, "the whole answer matches this regular expression (`\\w` is of every script)"
+    )
     guided_choice: list[str] | None = option(None, "the answer is one of these strings")
     guided_grammar: str | None = option(None, "the answer is a sentence of this grammar, in Lark's or llama.cpp's EBNF")
     cache_salt: str | None = option(

@@ -44,9 +44,9 @@ class Answer:
     def bits(self) -> tuple[object, ...]:
         return self.token_ids, self.logprobs, self.finish, self.error
 
-    @property
-    def longest_pause_s(self) -> float:
-        return max((after - before for before, after in zip(self.times, self.times[1:], strict=False)), default=0.0)
+    def pause_s(self, since: float) -> float:
+        """From `since` to the first event after it; 0 if none came."""
+        return next((when - since for when in self.times if when > since), 0.0)
 
     def take(self, event: dict[str, object]) -> None:
         """Note one event of a stream."""
@@ -81,7 +81,13 @@ class Client:
 
     async def ask(self, body: dict[str, object], *, timeout_ms: int | None = None, leave_after: int = -1) -> Answer:
         """A completion, streamed or not; leave_after: close the connection after so many events."""
-        answer = Answer(asked=time.monotonic())
+        return await self.ask_for(Answer(), body, timeout_ms=timeout_ms, leave_after=leave_after)
+
+    async def ask_for(
+        self, answer: Answer, body: dict[str, object], *, timeout_ms: int | None = None, leave_after: int = -1
+    ) -> Answer:
+        """The same into an answer that can be looked at while it comes."""
+        answer.asked = time.monotonic()
         async with self.connection() as (reader, writer):
             writer.write(self.head(body, timeout_ms=timeout_ms))
             await self._read_head(reader, answer)
