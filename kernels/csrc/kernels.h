@@ -81,6 +81,36 @@ struct ActivationArgs {
   int32_t kind, dtype, threads;
 };
 
+constexpr int64_t kGradientRows = 16;  // over which a part of a sum over rows runs
+
+struct NormGradientArgs {
+  const float* x;                 // [T, C], what was normed, contiguous
+  const void *weight, *dy;        // [C], [T, C], contiguous
+  const float* d_residual;        // [T, C] or null: what else x's gradient consists of
+  float* dx;                      // [T, C]
+  float *d_weight, *d_bias;       // [parts, C], zeros; d_bias null: RMSNorm
+  int64_t T, C;
+  float eps;
+  int32_t weight_dtype, dy_dtype, threads;
+};
+
+struct ActivationGradientArgs {
+  const void *x, *bias, *dy;  // x and bias as in ActivationArgs, dy [T, F], contiguous
+  void* dx;                   // as x, contiguous
+  float* d_bias;              // [parts, F], zeros, or null
+  int64_t T, F, x_stride;
+  int32_t kind, dtype, threads;
+};
+
+// Of the logits [V, T] of some ids, contiguous.
+struct LogitGradientArgs {
+  const float *logits, *lse, *grad, *grad_lse, *targets;  // the others [T]; targets count from the first id
+  void *gradients, *turned;                               // [V, T] and [T, V] of the dtype
+  int64_t V, T;
+  float soft_cap;  // 0: none
+  int32_t dtype, threads;
+};
+
 struct RotaryArgs {
   const void *q, *k, *v;     // [T, Hq, D], [T, Hkv, D], [T, Hkv, D]; v null: only rotate
   const float *cos, *sin;    // [T, R / 2], contiguous, or null: no rotation
@@ -173,6 +203,9 @@ struct Table {
   void (*matmul)(const MatmulArgs&);
   void (*norm)(const NormArgs&);
   void (*activation)(const ActivationArgs&);
+  void (*norm_gradient)(const NormGradientArgs&);
+  void (*activation_gradient)(const ActivationGradientArgs&);
+  void (*logit_gradient)(const LogitGradientArgs&);
   void (*rotary)(const RotaryArgs&);
   void (*attention)(const AttentionArgs&);
   void (*head)(const HeadArgs&);

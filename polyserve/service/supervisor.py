@@ -28,6 +28,7 @@ STEP_TIMEOUT_S = 60.0
 STABLE_S = 60.0  # an engine that lived so long was well, even if nobody asked anything of it
 MAX_FRUITLESS = 10  # deaths in a row that brought neither a token nor a narrower suspicion: then it is hopeless
 MAX_PATIENCE = 8  # an engine that was taken for stuck may have been slow: each time it gets twice as long, up to this
+LOAD_PATIENCE = 10  # an engine that loads again is stuck after so many times what the first one took
 BACK_OFF_S = 0.5  # before a restart in such a row
 GIVEN_UP = "the engine ended each time it computed this request; it is given up"
 
@@ -50,6 +51,7 @@ class Supervisor:
         self._running = True  # false between a death and the restart
         self._holding = False  # whether requests are held back
         self._began = time.monotonic()
+        self._load_timeout_s = step_timeout_s  # at least
         self._fruitful = False  # whether this process has brought anything
         self._num_fruitless = 0
         self.num_restarts = 0
@@ -85,6 +87,7 @@ class Supervisor:
     async def ready(self) -> Ready:
         """Wait until it has loaded. Raises what it says went wrong, or EngineDead."""
         self._ready = await self._engine.ready()
+        self._load_timeout_s = max(self._step_timeout_s, LOAD_PATIENCE * (time.monotonic() - self._began))
         return self._ready
 
     def listen(self, deliver: Callable[[Outputs], None]) -> None:
@@ -198,7 +201,14 @@ class Supervisor:
         self._engine.load(self.config)
         self._began, self._fruitful, self._stuck = time.monotonic(), False, False
         self.num_restarts += 1
-        ready = await self._engine.ready()
+        try:
+            ready = await asyncio.wait_for(self._engine.ready(), self._load_timeout_s)
+        except TimeoutError:
+            log.error(
+                "the engine has been loading for %.1f s: its stacks follow, then it is ended", self._load_timeout_s
+            )
+            await self._engine.kill()
+            raise EngineDead("the engine was stuck while it loaded") from None
         assert self._ready is not None
         if ready.numerics_id != self._ready.numerics_id:
             raise ModelLoadError(f"it computes as {ready.numerics_id} now, not as {self._ready.numerics_id}")

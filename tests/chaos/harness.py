@@ -44,9 +44,9 @@ class Answer:
     def bits(self) -> tuple[object, ...]:
         return self.token_ids, self.logprobs, self.finish, self.error
 
-    def pause_s(self, since: float) -> float:
-        """From `since` to the first event after it; 0 if none came."""
-        return next((when - since for when in self.times if when > since), 0.0)
+    def first_after(self, when: float) -> float:
+        """The time of the first event after that; 0 if none came."""
+        return next((event for event in self.times if event > when), 0.0)
 
     def take(self, event: dict[str, object]) -> None:
         """Note one event of a stream."""

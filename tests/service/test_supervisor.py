@@ -10,6 +10,7 @@ import pytest
 
 from polyserve.errors import EngineDead, InternalError
 from polyserve.sampling_params import SamplingParams
+from polyserve.service import supervisor
 from polyserve.service.async_llm import AsyncLLM
 from support.fake_engine import ENDLESS, POISON
 from support.fake_service import LONG, answer, fake_llm, run, text_of
@@ -143,6 +144,23 @@ def test_an_engine_that_is_stuck_shows_its_stacks_and_is_started_again(
 
     run(test())
     assert "Fatal Python error: Aborted" in capfd.readouterr().err
+
+
+def test_an_engine_that_is_stuck_while_it_loads_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        monkeypatch.setattr(supervisor, "LOAD_PATIENCE", 0)
+        async with fake_llm(step_timeout_s=1.0) as llm:
+            task = asyncio.create_task(answer(llm, "r", list(b"abc"), LONG))
+            await asyncio.sleep(0.05)
+            first = engine_pid(llm)
+            os.kill(first, signal.SIGKILL)
+            while engine_pid(llm) == first:
+                await asyncio.sleep(0.001)
+            os.kill(engine_pid(llm), signal.SIGSTOP)
+            assert text_of(await task) == "abc" * 300
+            assert llm.num_restarts == 2
+
+    run(test())
 
 
 def test_a_silent_engine_is_not_progressing() -> None:

@@ -1,6 +1,6 @@
 """GELU and gated activations (kernels/csrc/activation.cpp).   x [T, F], or [T, 2F] with a gate   y [T, F]
 
-The gradient of `bias_gelu` is torch's own, one pass over x.
+Gradients (kernels/csrc/gradients.cpp) are in float32, rounded once.
 """
 
 from collections.abc import Sequence
@@ -9,44 +9,55 @@ import torch
 from torch import Tensor
 
 from polyserve_kernels.autograd import differentiable
-from polyserve_kernels.cpu.library import Activation, call, rows
+from polyserve_kernels.cpu.library import GRADIENT_ROWS, Activation, ActivationGradient, call, rows
 
 _BIAS_GELU, _GATED_SILU, _GATED_GELU = range(3)
 
 
-def _bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
-    return _activate(_BIAS_GELU, x, bias, x.shape[1])
-
-
-def gated_silu(x: Tensor) -> Tensor:
-    return _activate(_GATED_SILU, x, None, x.shape[1] // 2)
-
-
-def gated_gelu(x: Tensor) -> Tensor:
-    return _activate(_GATED_GELU, x, None, x.shape[1] // 2)
-
-
-def _activate(kind: int, x: Tensor, bias: Tensor | None, width: int) -> Tensor:
+def _activate(x: Tensor, bias: Tensor | None = None, *, kind: int) -> Tensor:
     x = rows(x)
     bias = None if bias is None else bias.contiguous()
-    y = torch.empty(x.shape[0], width, dtype=x.dtype)
+    y = torch.empty(x.shape[0], _width(x, kind), dtype=x.dtype)
     call(
-        "ps_activation", Activation, x=x, bias=bias, y=y, T=x.shape[0], F=width, x_stride=x.stride(0), kind=kind,
+        "ps_activation", Activation, x=x, bias=bias, y=y, T=x.shape[0], F=y.shape[1], x_stride=x.stride(0), kind=kind,
         dtype=x.dtype,
     )  # fmt: skip
     return y
 
 
-def _bias_gelu_gradients(
-    saved: tuple[Tensor, Tensor | None], grads: Sequence[Tensor | None], needed: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """In float32, rounded once. dbias = the sum of dx over rows."""
-    x, bias = saved
+def _gradients(
+    saved: tuple[Tensor, ...], grads: Sequence[Tensor | None], needed: Sequence[bool], *, kind: int
+) -> list[Tensor | None]:
+    x, bias = rows(saved[0]), saved[1].contiguous() if len(needed) == 2 and saved[1] is not None else None
     if grads[0] is None:
-        return None, None
-    inner = x.float() if bias is None else x.float() + bias.float()
-    dx = torch.ops.aten.gelu_backward(grads[0].float(), inner, approximate="tanh")
-    return dx.to(x.dtype) if needed[0] else None, dx.sum(0).to(x.dtype) if needed[1] else None
+        return [None] * len(needed)
+    dy, width = grads[0].contiguous(), _width(x, kind)
+    dx = torch.empty(x.shape, dtype=x.dtype)
+    sums = torch.zeros(-(-x.shape[0] // GRADIENT_ROWS), width) if len(needed) == 2 and needed[1] else None
+    call(
+        "ps_activation_gradient", ActivationGradient, x=x, bias=bias, dy=dy, dx=dx, d_bias=sums, T=x.shape[0], F=width,
+        x_stride=x.stride(0), kind=kind, dtype=x.dtype,
+    )  # fmt: skip
+    return [dx, None if sums is None else sums.sum(0).to(x.dtype)][: len(needed)]
 
 
-bias_gelu = differentiable(_bias_gelu, _bias_gelu_gradients, save=lambda args, _: args)
+def _width(x: Tensor, kind: int) -> int:
+    return x.shape[1] if kind == _BIAS_GELU else x.shape[1] // 2
+
+
+_operation = differentiable(_activate, _gradients, save=lambda args, _: args)
+
+
+def bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
+    y: Tensor = _operation(x, bias, kind=_BIAS_GELU)
+    return y
+
+
+def gated_silu(x: Tensor) -> Tensor:
+    y: Tensor = _operation(x, kind=_GATED_SILU)
+    return y
+
+
+def gated_gelu(x: Tensor) -> Tensor:
+    y: Tensor = _operation(x, kind=_GATED_GELU)
+    return y

@@ -95,6 +95,24 @@ Norm = _struct(
     numbers="dtype weight_dtype out_dtype threads",
 )
 Activation = _struct("Activation", pointers="x bias y", sizes="T F x_stride", numbers="kind dtype threads")
+GRADIENT_ROWS = 16  # over which a part of a sum over rows runs
+NormGradient = _struct(
+    "NormGradient",
+    pointers="x weight dy d_residual dx d_weight d_bias",
+    sizes="T C",
+    floats="eps",
+    numbers="weight_dtype dy_dtype threads",
+)
+ActivationGradient = _struct(
+    "ActivationGradient", pointers="x bias dy dx d_bias", sizes="T F x_stride", numbers="kind dtype threads"
+)
+LogitGradient = _struct(
+    "LogitGradient",
+    pointers="logits lse grad grad_lse targets gradients turned",
+    sizes="V T",
+    floats="soft_cap",
+    numbers="dtype threads",
+)
 Rotary = _struct(
     "Rotary",
     pointers="q k v cos sin q_out k_out k_cache v_cache k_scales v_scales slots",

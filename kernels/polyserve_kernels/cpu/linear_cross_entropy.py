@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from polyserve_kernels.cpu.library import LogitGradient, call
 from polyserve_kernels.cpu.matmul import multiply
 from polyserve_kernels.cpu.sampling import scores
 from polyserve_kernels.cross_entropy import RowSlopes, chunks, grad_dtype_of, linear_cross_entropy_of
@@ -37,9 +38,9 @@ def _backward(
         d_tile = tile.new_zeros(tile.shape, dtype=torch.float32)
         for rows in chunks(len(hidden), ROWS):
             logits = multiply(tile, hidden[rows], None, out_dtype=torch.float32)
-            d_logits = _to_gradients(logits, targets[rows] - ids.start, slopes.of(rows), soft_cap).to(dtype)
+            d_logits, turned = _gradients(logits, targets[rows] - ids.start, slopes.of(rows), soft_cap, dtype)
             if d_hidden is not None:
-                d_hidden[rows] += multiply(d_logits.t().contiguous(), turned_tile, None, out_dtype=torch.float32)
+                d_hidden[rows] += multiply(turned, turned_tile, None, out_dtype=torch.float32)
             if d_weight is not None:
                 turned_hidden = hidden[rows].t().to(dtype).contiguous()  # anew: kept, it would be all of hidden again
                 d_tile += multiply(d_logits, turned_hidden, None, out_dtype=torch.float32)
@@ -48,17 +49,18 @@ def _backward(
     return d_hidden, d_weight
 
 
-def _to_gradients(logits: Tensor, targets: Tensor, slopes: RowSlopes, soft_cap: float | None) -> Tensor:
-    """Gradients of the products [ids, rows], in their place.  targets: [rows], counted from the tile's first id."""
-    slope_of_cap = None
-    if soft_cap is not None:
-        logits.div_(soft_cap).tanh_()
-        slope_of_cap = 1 - logits.square()
-        logits.mul_(soft_cap)
-    logits.sub_(slopes.lse).exp_().mul_(slopes.grad + slopes.grad_lse)
-    inside = ((targets >= 0) & (targets < len(logits))).nonzero()[:, 0]
-    logits[targets[inside], inside] -= slopes.grad[inside]
-    return logits if slope_of_cap is None else logits.mul_(slope_of_cap)
+def _gradients(
+    logits: Tensor, targets: Tensor, slopes: RowSlopes, soft_cap: float | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Of the logits [ids, rows], and the same turned around.  targets: [rows], counted from the tile's first id."""
+    num_ids, num_rows = logits.shape
+    found, turned = logits.new_empty(num_ids, num_rows, dtype=dtype), logits.new_empty(num_rows, num_ids, dtype=dtype)
+    call(
+        "ps_logit_gradient", LogitGradient, logits=logits, lse=slopes.lse, grad=slopes.grad.contiguous(),
+        grad_lse=slopes.grad_lse.contiguous(), targets=targets.float(), gradients=found, turned=turned, V=num_ids,
+        T=num_rows, soft_cap=soft_cap, dtype=dtype,
+    )  # fmt: skip
+    return found, turned
 
 
 linear_cross_entropy = linear_cross_entropy_of(_forward, _backward)
