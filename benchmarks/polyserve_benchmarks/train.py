@@ -1,27 +1,34 @@
 """Tokens a second of training beside a plain loop of transformers and torch: `python -m polyserve_benchmarks.train`.
 
 Both start from one folder of weights and take the same steps on the same random tokens, in turn, a step each, so that
-whatever else the machine does falls on both; a figure is the median over the steps after the first two.
+whatever else the machine does falls on both; a figure is the median over the steps after the first two. Each has a
+process of its own, since how threads wait is decided when one starts.
 
 plain   GPT2LMHeadModel as `transformers` makes it, fp32 weights, `torch.autocast` to the precision of products, its own
         loss, clipping, `torch.optim.AdamW` (fused where the precision has it)
-ours    `polyserve_training.trainer.Trainer`, as `polyserve train` runs it
+ours    `polyserve_training.trainer.Trainer`, in a process as `polyserve train` makes it
 """
 
 import argparse
 import json
+import multiprocessing
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from polyserve.model.fields import Fields
 from polyserve.model.hf_families import FAMILIES
+from polyserve.openmp import ENVIRONMENT
 from polyserve_benchmarks.machine import machine, num_cores, versions
 from polyserve_training.config import (
     BatchRecipe,
@@ -40,7 +47,7 @@ UNTIMED_STEPS = 2
 LEARNING_RATE, BETAS, WEIGHT_DECAY, CLIP = 1e-3, (0.9, 0.95), 0.1, 1.0
 
 # one step on token ids [rows, context]; returns the loss
-Step = Callable[[torch.Tensor], float]
+Step = Callable[[Tensor], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,39 +65,77 @@ class Workload:
 
 def run(workload: Workload) -> dict[str, Any]:
     """Measure both; print a line for each and return the document."""
-    torch.set_num_threads(workload.threads)
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        loops = {"plain": _plain(workload, folder), "ours": _ours(workload, folder)}
     batches = torch.randint(workload.vocab_size, (workload.steps, workload.rows, workload.context))
-    seconds: dict[str, list[float]] = {name: [] for name in loops}
-    losses: dict[str, list[float]] = {name: [] for name in loops}
-    for number, batch in enumerate(batches):
-        for name in sorted(loops, reverse=number % 2 == 0):
-            start = time.perf_counter()
-            losses[name].append(loops[name](batch))
-            seconds[name].append(time.perf_counter() - start)
+    with tempfile.TemporaryDirectory() as folder:
+        _write_model(workload, folder)
+        loops = {"plain": _Loop(_plain, workload, folder, {}), "ours": _Loop(_ours, workload, folder, ENVIRONMENT)}
+        for number, batch in enumerate(batches):
+            for name in sorted(loops, reverse=number % 2 == 0):
+                loops[name].step(batch)
+        for loop in loops.values():
+            loop.end()
     tokens = workload.rows * workload.context
-    medians = {name: statistics.median(times[UNTIMED_STEPS:]) for name, times in seconds.items()}
-    rates = {name: tokens / median for name, median in medians.items()}
-    for name in loops:
-        print(f"{name:6} {rates[name]:8.0f} tokens/s  {1e3 * medians[name]:7.1f} ms a step  "
-              f"loss {losses[name][0]:.4f} to {losses[name][-1]:.4f}")  # fmt: skip
+    rates = {}
+    for name, loop in loops.items():
+        median = statistics.median(loop.seconds[UNTIMED_STEPS:])
+        rates[name] = tokens / median
+        print(f"{name:6} {rates[name]:8.0f} tokens/s  {1e3 * median:7.1f} ms a step  "
+              f"loss {loop.losses[0]:.4f} to {loop.losses[-1]:.4f}")  # fmt: skip
     print(f"ours / plain {rates['ours'] / rates['plain']:.2f}")
     return {
         "benchmark": "train",
         "workload": asdict(workload),
         "tokens_per_second": {name: round(rate, 1) for name, rate in rates.items()},
         "ratio": round(rates["ours"] / rates["plain"], 3),
-        "step_seconds": seconds,
-        "losses": losses,
+        "step_seconds": {name: loop.seconds for name, loop in loops.items()},
+        "losses": {name: loop.losses for name, loop in loops.items()},
         "versions": versions(),
         "machine": machine(),
     }
 
 
-def _plain(workload: Workload, folder: str) -> Step:
-    """A loop as the documentation of `transformers` and torch has it. Writes its first weights to `folder`."""
+class _Loop:
+    """A loop in a process that is idle while the other one's computes."""
+
+    def __init__(
+        self, make: Callable[[Workload, str], Step], workload: Workload, folder: str, environment: dict[str, str]
+    ) -> None:
+        self.losses: list[float] = []
+        self.seconds: list[float] = []
+        spawn = multiprocessing.get_context("spawn")
+        self._steps, theirs = spawn.Pipe()
+        self._process = spawn.Process(target=_take_steps, args=(theirs, make, workload, folder), daemon=True)
+        with mock.patch.dict(os.environ, environment):
+            self._process.start()
+        theirs.close()
+
+    def step(self, token_ids: Tensor) -> None:
+        self._steps.send(token_ids.numpy())
+        loss, seconds = self._steps.recv()
+        self.losses.append(loss)
+        self.seconds.append(seconds)
+
+    def end(self) -> None:
+        self._steps.close()
+        self._process.join()
+
+
+def _take_steps(steps: Connection, make: Callable[[Workload, str], Step], workload: Workload, folder: str) -> None:
+    torch.set_num_threads(workload.threads)
+    step = make(workload, folder)
+    while True:
+        try:
+            token_ids = torch.from_numpy(steps.recv())
+        except EOFError:
+            return
+        start = time.perf_counter()
+        loss = step(token_ids)
+        steps.send((loss, time.perf_counter() - start))
+
+
+def _write_model(workload: Workload, folder: str) -> None:
+    """The first weights of both."""
     import transformers
 
     config = transformers.GPT2Config(
@@ -98,14 +143,20 @@ def _plain(workload: Workload, folder: str) -> Step:
         n_head=workload.num_heads, n_positions=workload.context, activation_function="gelu_new",
         attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
-    model = transformers.GPT2LMHeadModel(config).train()
-    model.save_pretrained(folder)
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+
+
+def _plain(workload: Workload, folder: str) -> Step:
+    """A loop as the documentation of `transformers` and torch has it."""
+    import transformers
+
+    model = transformers.GPT2LMHeadModel.from_pretrained(folder).train()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True
     )
     autocast = workload.dtype == "bfloat16"
 
-    def step(token_ids: torch.Tensor) -> float:
+    def step(token_ids: Tensor) -> float:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             loss = model(input_ids=token_ids, labels=token_ids).loss
         loss.backward()
@@ -134,13 +185,13 @@ def _ours(workload: Workload, folder: str) -> Step:
     trainer = Trainer(build(recipe, Described(hf_config, config), torch.device("cpu")), recipe)
     numbers = iter(range(workload.steps))
 
-    def step(token_ids: torch.Tensor) -> float:
+    def step(token_ids: Tensor) -> float:
         return float(trainer.step(next(numbers), [_packed(token_ids)]).loss)
 
     return step
 
 
-def _packed(token_ids: torch.Tensor) -> Packed:
+def _packed(token_ids: Tensor) -> Packed:
     """Rows [rows, context] as documents that each learn their next tokens."""
     rows, context = token_ids.shape
     ids = token_ids.numpy()

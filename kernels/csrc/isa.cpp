@@ -2,6 +2,7 @@
 
 #include "activation.cpp"
 #include "attention.cpp"
+#include "attention_gradient.cpp"
 #include "gradients.cpp"
 #include "head.cpp"
 #include "matmul.cpp"
@@ -18,6 +19,6 @@
 namespace PS_ISA {
 
 extern const ps::Table table;
-const ps::Table table = {PS_STRING(PS_ISA), matmul, norm, activation, norm_gradient, activation_gradient, logit_gradient, rotary, attention, head, packed_bytes, pack, unpack, decoder};
+const ps::Table table = {PS_STRING(PS_ISA), matmul, norm, activation, norm_gradient, activation_gradient, attention_gradient, logit_gradient, rotary, attention, head, packed_bytes, pack, unpack, decoder};
 
 }  // namespace PS_ISA

@@ -102,6 +102,19 @@ struct ActivationGradientArgs {
   int32_t kind, dtype, threads;
 };
 
+struct AttentionGradientArgs {
+  const void *q, *k, *v;         // [T, Hq, D], [T, Hkv, D], with the strides below
+  const void *out, *d_out;       // [T, Hq, D], contiguous
+  const float* lse;              // [T, Hq], contiguous
+  const int32_t* cu_seqlens;     // [S + 1]
+  const float* alibi_slopes;     // [Hq] or null
+  void *dq, *dk, *dv;            // [T, Hq, D], contiguous: keys and values have one for each query head
+  int64_t S, Hq, Hkv, D, window;  // window 0: none
+  int64_t q_token, q_head, k_token, k_head, v_token, v_head;
+  float scale, soft_cap;         // soft_cap 0: none
+  int32_t dtype, key_gradient_dtype, threads;
+};
+
 // Of the logits [V, T] of some ids, contiguous.
 struct LogitGradientArgs {
   const float *logits, *lse, *grad, *grad_lse, *targets;  // the others [T]; targets count from the first id
@@ -205,6 +218,7 @@ struct Table {
   void (*activation)(const ActivationArgs&);
   void (*norm_gradient)(const NormGradientArgs&);
   void (*activation_gradient)(const ActivationGradientArgs&);
+  void (*attention_gradient)(const AttentionGradientArgs&);
   void (*logit_gradient)(const LogitGradientArgs&);
   void (*rotary)(const RotaryArgs&);
   void (*attention)(const AttentionArgs&);

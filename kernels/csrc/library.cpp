@@ -51,10 +51,11 @@ PS_EXPORT const char* ps_choose(const char* name) {
 }
 
 // How large each struct of arguments is here, in the order of kernels.h: whoever fills them can see that both sides agree.
-PS_EXPORT void ps_sizes(int64_t sizes[14]) {
-  const int64_t all[14] = {sizeof(ps::Weight),         sizeof(ps::PackArgs),   sizeof(ps::UnpackArgs),
+PS_EXPORT void ps_sizes(int64_t sizes[15]) {
+  const int64_t all[15] = {sizeof(ps::Weight),         sizeof(ps::PackArgs),   sizeof(ps::UnpackArgs),
                           sizeof(ps::MatmulArgs),     sizeof(ps::NormArgs),   sizeof(ps::ActivationArgs),
-                          sizeof(ps::NormGradientArgs), sizeof(ps::ActivationGradientArgs), sizeof(ps::LogitGradientArgs),
+                          sizeof(ps::NormGradientArgs), sizeof(ps::ActivationGradientArgs), sizeof(ps::AttentionGradientArgs),
+                          sizeof(ps::LogitGradientArgs),
                           sizeof(ps::RotaryArgs),     sizeof(ps::AttentionArgs), sizeof(ps::HeadArgs),
                           sizeof(ps::DecoderLayer), sizeof(ps::DecoderArgs)};
   std::memcpy(sizes, all, sizeof all);
@@ -68,6 +69,7 @@ PS_EXPORT void ps_norm(const ps::NormArgs* args) { chosen->norm(*args); }
 PS_EXPORT void ps_activation(const ps::ActivationArgs* args) { chosen->activation(*args); }
 PS_EXPORT void ps_norm_gradient(const ps::NormGradientArgs* args) { chosen->norm_gradient(*args); }
 PS_EXPORT void ps_activation_gradient(const ps::ActivationGradientArgs* args) { chosen->activation_gradient(*args); }
+PS_EXPORT void ps_attention_gradient(const ps::AttentionGradientArgs* args) { chosen->attention_gradient(*args); }
 PS_EXPORT void ps_logit_gradient(const ps::LogitGradientArgs* args) { chosen->logit_gradient(*args); }
 PS_EXPORT void ps_rotary(const ps::RotaryArgs* args) { chosen->rotary(*args); }
 PS_EXPORT void ps_attention(const ps::AttentionArgs* args) { chosen->attention(*args); }

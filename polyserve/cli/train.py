@@ -32,6 +32,10 @@ def run(*, recipe: Path, overrides: tuple[str, ...], check: bool) -> None:
 
     A run whose folder has a checkpoint goes on from the newest one, to the bit. The word run may be left out.
     """
+    from polyserve.openmp import let_threads_sleep
+
+    let_threads_sleep()
+
     from polyserve.cli.tables import table
     from polyserve.log import set_up_logging
     from polyserve_training.pretrain import prepare, train

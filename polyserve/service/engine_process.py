@@ -23,6 +23,7 @@ import zmq
 from polyserve.config import EngineConfig
 from polyserve.errors import EngineDead, ModelLoadError
 from polyserve.log import get_logger, log_form
+from polyserve.openmp import ENVIRONMENT
 from polyserve.service.last_step import last_step
 from polyserve.service.messages import (
     HEARD_EVERY,
@@ -40,9 +41,6 @@ log = get_logger(__name__)
 
 # -P: nothing is imported from the current folder
 COMMAND = (sys.executable, "-P", "-m", "polyserve.service.core_process")
-# Threads of the engine that wait for each other sleep; the user's own setting wins. Spinning takes a core from whoever
-# has work, the front first: beside busy neighbours it made a step of SmolLM2 on two cores 7 times as long.
-ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 LAST_WORDS_TIMEOUT_S = 0.5  # how long what an ended process has sent may take to arrive
 CLOSE_TIMEOUT_S = 5.0  # how long the engine may take to end before it is killed
 STACKS_TIMEOUT_S = 2.0  # how long a stuck engine may take to write its stacks before it is killed

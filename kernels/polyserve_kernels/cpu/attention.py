@@ -1,28 +1,18 @@
 """Causal attention, packed or paged (kernels/csrc/attention.cpp).   q [T, Hq, D]   keys and values [., Hkv, D]
 
-Gradients, which packed attention has, are those of torch's flash attention, a sequence at a time, from the results and
-log-sum-exps of the forward pass: in float32, rounded once. It lacks groups of query heads, windows, ALiBi and soft
-caps; with one of these the reference computes the operation once more.
+Gradients, which packed attention has (kernels/csrc/attention_gradient.cpp), are computed in float32, from the results
+and log-sum-exps of the forward pass.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from polyserve_kernels.autograd import differentiable, recomputed
-from polyserve_kernels.cpu.library import Attention, call, rows
-from polyserve_kernels.reference import attention as reference
+from polyserve_kernels.autograd import differentiable
+from polyserve_kernels.cpu.library import Attention, AttentionGradient, call, rows
 from polyserve_kernels.types import BlockCache, Scoring
-
-
-def attention_varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scoring: Scoring) -> tuple[Tensor, Tensor]:
-    is_plain = not scoring.window and scoring.alibi_slopes is None and not scoring.soft_cap
-    operation = _with_flash_gradients if is_plain and q.shape == k.shape == v.shape else _with_reference_gradients
-    results: tuple[Tensor, Tensor] = operation(q, k, v, cu_seqlens, scoring)
-    return results
 
 
 def _attention_varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scoring: Scoring) -> tuple[Tensor, Tensor]:
@@ -35,34 +25,27 @@ def _attention_varlen(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scori
 
 
 def _gradients(
-    saved: tuple[Tensor, Tensor, Tensor, Tensor, float, Tensor, Tensor],
+    saved: tuple[Tensor, Tensor, Tensor, Tensor, Scoring, Tensor, Tensor],
     grads: Sequence[Tensor | None],
     needed: Sequence[bool],  # noqa: ARG001  (all three come out of one pass)
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
-    q, k, v, cu_seqlens, scale, out, lse = saved
+    q, k, v, cu_seqlens, scoring, out, lse = saved
     if grads[0] is None:
         return None, None, None, None, None
-    wide = [x.float() for x in (grads[0], q, k, v, out)]
-    found = tuple(torch.zeros(x.shape) for x in (q, k, v))
-    for first, end in pairwise(cu_seqlens.tolist()):
-        if first < end:
-            heads = [x[first:end].transpose(0, 1)[None] for x in wide]  # [1, H, T, D]
-            parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                *heads, lse[first:end].t()[None], 0.0, True, scale=scale
-            )
-            for whole, part in zip(found, parts, strict=True):
-                whole[first:end] = part[0].transpose(0, 1)
-    dq, dk, dv = (x.to(q.dtype) for x in found)
+    q, k, v, d_out = rows(q), rows(k), rows(v), grads[0].contiguous()
+    num_groups = q.shape[1] // k.shape[1]
+    key_dtype = k.dtype if num_groups == 1 else torch.float32
+    dq, dk, dv = (torch.empty(q.shape, dtype=dtype) for dtype in (q.dtype, key_dtype, key_dtype))
+    call(
+        "ps_attention_gradient", AttentionGradient, out=out, d_out=d_out, lse=lse, cu_seqlens=cu_seqlens.contiguous(),
+        dq=dq, dk=dk, dv=dv, S=len(cu_seqlens) - 1, key_gradient_dtype=key_dtype, **_inputs(q, k, v, scoring),
+    )  # fmt: skip
+    if num_groups > 1:
+        dk, dv = (x.view(len(x), -1, num_groups, x.shape[2]).sum(2).to(k.dtype) for x in (dk, dv))
     return dq, dk, dv, None, None
 
 
-def _saved(args: tuple[Any, ...], results: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    *tensors, scoring = args
-    return *tensors, scoring.scale, *results
-
-
-_with_flash_gradients = differentiable(_attention_varlen, _gradients, save=_saved)
-_with_reference_gradients = recomputed(_attention_varlen, reference.attention_varlen)
+attention_varlen = differentiable(_attention_varlen, _gradients, save=lambda args, results: (*args, *results))
 
 
 def paged_prefill(
@@ -88,12 +71,17 @@ def _attend_cache(
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring, **fields: Any) -> Tensor:
     q = rows(q)
-    slopes = None if scoring.alibi_slopes is None else scoring.alibi_slopes.contiguous()
     out = torch.zeros(q.shape, dtype=q.dtype)
-    call(
-        "ps_attention", Attention, q=q, k=k, v=v, alibi_slopes=slopes, out=out,
-        Hq=q.shape[1], Hkv=k.shape[1], D=q.shape[2], window=scoring.window, scale=scoring.scale,
-        soft_cap=scoring.soft_cap, dtype=q.dtype, q_token=q.stride(0), q_head=q.stride(1), k_token=k.stride(0),
-        k_head=k.stride(1), v_token=v.stride(0), v_head=v.stride(1), **fields,
-    )  # fmt: skip
+    call("ps_attention", Attention, out=out, **_inputs(q, k, v, scoring), **fields)
     return out
+
+
+def _inputs(q: Tensor, k: Tensor, v: Tensor, scoring: Scoring) -> dict[str, Any]:
+    """The fields for tensors whose last dimension is contiguous."""
+    slopes = None if scoring.alibi_slopes is None else scoring.alibi_slopes.contiguous()
+    return {
+        "q": q, "k": k, "v": v, "alibi_slopes": slopes, "Hq": q.shape[1], "Hkv": k.shape[1], "D": q.shape[2],
+        "window": scoring.window, "scale": scoring.scale, "soft_cap": scoring.soft_cap, "dtype": q.dtype,
+        "q_token": q.stride(0), "q_head": q.stride(1), "k_token": k.stride(0), "k_head": k.stride(1),
+        "v_token": v.stride(0), "v_head": v.stride(1),
+    }  # fmt: skip

@@ -1,7 +1,7 @@
 """The operations of this backend by name; `polyserve_kernels.backend.Backend` is what is asked of it.
 
-Rotary and products of quantised weights have the gradients of the reference, which computes the operation once more for
-them. The others have gradients of their own.
+Rotary and products of quantised weights have the gradients of the reference, which computes the operation once more
+for them. The others have gradients of their own.
 """
 
 from polyserve_kernels.autograd import recomputed

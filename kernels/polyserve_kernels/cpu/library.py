@@ -106,6 +106,13 @@ NormGradient = _struct(
 ActivationGradient = _struct(
     "ActivationGradient", pointers="x bias dy dx d_bias", sizes="T F x_stride", numbers="kind dtype threads"
 )
+AttentionGradient = _struct(
+    "AttentionGradient",
+    pointers="q k v out d_out lse cu_seqlens alibi_slopes dq dk dv",
+    sizes="S Hq Hkv D window q_token q_head k_token k_head v_token v_head",
+    floats="scale soft_cap",
+    numbers="dtype key_gradient_dtype threads",
+)
 LogitGradient = _struct(
     "LogitGradient",
     pointers="logits lse grad grad_lse targets gradients turned",
