@@ -217,6 +217,12 @@ class Watched:
         """Memory of front and engine that is theirs alone and backed by no file."""
         return sum(_anonymous_bytes(process.pid) for process in (self.front, *self.front.children()))
 
+    def processor_seconds(self) -> dict[str, float]:
+        """What each process has computed so far; `client` is this one."""
+        processes = {"front": self.front, "engine": self.engine, "client": psutil.Process()}
+        times = {name: process.cpu_times() for name, process in processes.items() if process is not None}
+        return {name: spent.user + spent.system for name, spent in times.items()}
+
     def handles(self) -> tuple[int, int]:
         """Open descriptors and threads of the front."""
         return self.front.num_fds(), self.front.num_threads()

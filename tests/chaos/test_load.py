@@ -45,6 +45,7 @@ def test_five_times_what_it_can_do(model: Path, seconds: int) -> None:
                     await asyncio.sleep(0.25)
 
             watching = asyncio.create_task(watch_queue())
+            computed_s = watched.processor_seconds()
             began = time.monotonic()
             asked = []
             while (elapsed := time.monotonic() - began) < seconds:
@@ -71,6 +72,8 @@ def test_five_times_what_it_can_do(model: Path, seconds: int) -> None:
                 capacity_tokens_per_s=capacity,
                 goodput_share=num_tokens(accepted) / took_s / capacity,
                 longest_queue=longest_queue,
+                # what offering and refusing take from the machine, beside the answers
+                processor_s={name: now - computed_s[name] for name, now in watched.processor_seconds().items()},
             )
 
     asyncio.run(test())
