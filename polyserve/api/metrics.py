@@ -62,7 +62,6 @@ class Metrics:
             return Histogram(f"polyserve_{name}", documentation, buckets=buckets, registry=registry)
 
         self.prompt_tokens = counter("prompt_tokens", "tokens of prompts, once for each prompt")
-        self.generation_tokens = counter("generation_tokens", "tokens that were generated")
         self.ended = counter(
             "request_success", f"choices that ended, by how: {', '.join(ENDS)}", "finished_reason", ENDS
         )
@@ -149,9 +148,7 @@ class Metrics:
 
     def wrote(self, delta: ChoiceDelta) -> None:
         """Count what a delta adds to an answer."""
-        num_tokens = len(delta.token_ids)
-        self.generation_tokens.inc(num_tokens)
-        self._written.add("generation", script_of_piece(delta.text), num_tokens, len(delta.text))
+        self._written.add("generation", script_of_piece(delta.text), len(delta.token_ids), len(delta.text))
 
 
 class Record:
@@ -226,6 +223,8 @@ class _Written(Collector):
         self._characters[kind, script] += num_characters
 
     def collect(self) -> Iterable[Metric]:
+        generated = sum(count for (kind, _), count in self._tokens.items() if kind == "generation")
+        yield CounterMetricFamily("polyserve_generation_tokens", "tokens that were generated", value=generated)
         for unit, counts in (("tokens", self._tokens), ("characters", self._characters)):
             documentation = f"{unit} of prompts given as text and of answers, by the script they are written in"
             family = CounterMetricFamily(f"polyserve_{unit}", documentation, labels=("kind", "script"))

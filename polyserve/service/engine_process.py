@@ -43,6 +43,7 @@ log = get_logger(__name__)
 COMMAND = (sys.executable, "-P", "-m", "polyserve.service.core_process")
 LAST_WORDS_TIMEOUT_S = 0.5  # how long what an ended process has sent may take to arrive
 CLOSE_TIMEOUT_S = 5.0  # how long the engine may take to end before it is killed
+READABLE = int(zmq.POLLIN)  # as an enumeration's flag it would cost more than the question itself
 STACKS_TIMEOUT_S = 2.0  # how long a stuck engine may take to write its stacks before it is killed
 
 
@@ -145,7 +146,7 @@ class EngineProcess:
         Called when the socket's descriptor says that something happened. It says so once, and a send can have taken
         note of it (zmq_getsockopt, ZMQ_FD). zmq.asyncio does the same with a future for each message, in double time.
         """
-        while not self._socket.closed and int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        while not self._socket.closed and int(self._socket.getsockopt(zmq.EVENTS)) & READABLE:
             message = self._decoder.decode(self._socket.recv(zmq.NOBLOCK))
             self._last_word = time.monotonic()
             if isinstance(message, Outputs):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures.record_greedy import read_model
 from transformers import AutoModelForCausalLM
 
 from polyserve.tokenizer.load import load_tokenizer
@@ -36,12 +37,29 @@ QUESTIONS = [
     ),  # without a context the begin-of-sequence token stands before the choice
 ]
 
+Answers = list[list[tuple[float, bool]]]  # of each choice of each question: log-likelihood, and whether it is greedy
+# the first choice is the right one
+FACTS = [
+    ("The capital of France is", [" Paris", " London", " a banana"]),
+    ("Two plus two is", [" four", " blue", " yesterday"]),
+    ("The sun rises in the", [" east", " refrigerator", " pocket"]),
+    ("Water freezes at zero degrees", [" Celsius", " Monday", " piano"]),
+    ("Cats and dogs are", [" animals", " numbers", " rivers"]),
+    ("La capitale de la France est", [" Paris", " Tokyo", " le fromage"]),
+    ("The opposite of hot is", [" cold", " seven", " Germany"]),
+    ("He opened the door with a", [" key", " cloud", " verb"]),
+]
+
 
 class InProcess:
     """The same log-likelihoods from `transformers`."""
 
     def __init__(self, checkpoint: Path) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).requires_grad_(False)
+        if checkpoint.is_file():
+            self.model = read_model(checkpoint)
+        else:
+            self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+        self.model.requires_grad_(False)
         self.tokenizer = load_tokenizer(checkpoint)
 
     def encode(self, text: str) -> list[int]:
@@ -69,9 +87,7 @@ class InProcess:
         return float(values.sum()), bool((rows.argmax(-1) == continuation).all())
 
 
-def run_lm_eval(
-    url: str, folder: Path, questions: list[tuple[str, list[str]]]
-) -> tuple[float, list[list[tuple[float, bool]]]]:
+def run_lm_eval(url: str, folder: Path, questions: list[tuple[str, list[str]]]) -> tuple[float, Answers]:
     """The accuracy it finds, and what it finds for every choice of every question."""
     documents = folder / "documents.jsonl"
     documents.write_text("".join(json.dumps({"context": c, "choices": choices}) + "\n" for c, choices in questions))
@@ -84,14 +100,11 @@ def run_lm_eval(
     return found["accuracy"], found["answers"]
 
 
-def test_its_loglikelihoods_and_its_accuracy_are_those_of_an_in_process_run(tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(tmp_path / "tiny", "llama")
+def check(checkpoint: Path, folder: Path, questions: list[tuple[str, list[str]]], *flags: str) -> tuple[float, Answers]:
+    """That every answer and the accuracy are those of `transformers`; returns the accuracy and the answers."""
     reference = InProcess(checkpoint)
-    context, likeliest = reference.likeliest_continuation()
-    questions = [*QUESTIONS, (context, [likeliest, " qqq"])]
-    flags = ("--dtype", "float32", "--served-model-name", "tiny", "--threads", "1")
-    with served(checkpoint, *flags) as server:
-        accuracy, found = run_lm_eval(server.url, tmp_path, questions)
+    with served(checkpoint, "--dtype", "float32", "--served-model-name", "tiny", *flags) as server:
+        accuracy, found = run_lm_eval(server.url, folder, questions)
     num_right = 0
     for (context, choices), answers in zip(questions, found, strict=True):
         scores = [reference.score(context, choice) for choice in choices]
@@ -100,4 +113,17 @@ def test_its_loglikelihoods_and_its_accuracy_are_those_of_an_in_process_run(tmp_
             assert loglikelihood == pytest.approx(expected, abs=1e-3)
             assert greedy is expected_greedy
     assert accuracy == num_right / len(questions)
+    return accuracy, found
+
+
+def test_its_loglikelihoods_and_its_accuracy_are_those_of_an_in_process_run(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "tiny", "llama")
+    likeliest = InProcess(checkpoint).likeliest_continuation()
+    _, found = check(checkpoint, tmp_path, [*QUESTIONS, (likeliest[0], [likeliest[1], " qqq"])], "--threads", "1")
     assert found[-1][0][1], "the likeliest continuation is the greedy one"
+
+
+@pytest.mark.model_package
+def test_smollm2_knows_more_than_chance(smollm2_file: Path, tmp_path: Path) -> None:
+    accuracy, _ = check(smollm2_file, tmp_path, FACTS, "--quantization", "none")
+    assert accuracy >= 0.75
