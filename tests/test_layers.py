@@ -22,7 +22,7 @@ PACKAGES = {
     "polyserve_proto": ROOT / "proto/polyserve_proto",
     "polyserve_benchmarks": ROOT / "benchmarks/polyserve_benchmarks",
 }
-GROUND = ("config", "errors", "gguf", "log", "pooling", "request", "sampling_params")
+GROUND = ("config", "errors", "gguf", "log", "openmp", "pooling", "request", "sampling_params")
 RANKS = {
     "polyserve.cli": 10,
     "polyserve_benchmarks": 9,

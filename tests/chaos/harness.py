@@ -64,29 +64,20 @@ class Answer:
 
 
 class Client:
-    """Asks one server for completions.  keep_alive: over connections that whole answers leave behind."""
+    """Asks one server for completions."""
 
-    def __init__(self, served: Served, *, keep_alive: bool = False) -> None:
+    def __init__(self, served: Served) -> None:
         host, _, port = served.url.removeprefix("http://").partition(":")
         self.host, self.port = host, int(port)
-        self._keep_alive = keep_alive
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     @asynccontextmanager
-    async def connection(
-        self, answer: Answer | None = None
-    ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        """Closed at the end without a word, whatever is under way, unless it is kept and brought the whole answer."""
-        while self._idle and self._idle[-1][0].at_eof():
-            self._idle.pop()
-        connected = self._idle.pop() if self._idle else await asyncio.open_connection(self.host, self.port, limit=2**22)
+    async def connection(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """Closed at the end without a word, whatever is under way."""
+        reader, writer = await asyncio.open_connection(self.host, self.port, limit=2**22)
         try:
-            yield connected
+            yield reader, writer
         finally:
-            if self._keep_alive and answer is not None and (answer.complete or answer.status >= 400):
-                self._idle.append(connected)
-            else:
-                connected[1].transport.abort()
+            writer.transport.abort()
 
     async def ask(self, body: dict[str, object], *, timeout_ms: int | None = None, leave_after: int = -1) -> Answer:
         """A completion, streamed or not; leave_after: close the connection after so many events."""
@@ -97,7 +88,7 @@ class Client:
     ) -> Answer:
         """The same into an answer that can be looked at while it comes."""
         answer.asked = time.monotonic()
-        async with self.connection(answer) as (reader, writer):
+        async with self.connection() as (reader, writer):
             writer.write(self.head(body, timeout_ms=timeout_ms))
             await self._read_head(reader, answer)
             if answer.headers.get("content-type", "").startswith("text/event-stream"):
@@ -143,7 +134,6 @@ class Client:
                 if len(answer.times) == leave_after:
                     return
             await reader.readexactly(2)
-        await reader.readexactly(2)
 
 
 def traffic(

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from chaos.harness import Answer, Client, Watched, answers, percentile, show, traffic
+from chaos.harness import Answer, Watched, answers, percentile, show, traffic
 
 from support.served_model import served
 
@@ -27,13 +27,12 @@ def test_five_times_what_it_can_do(model: Path, seconds: int) -> None:
         flags = ("--max-num-seqs", "16", "--max-queued-requests", str(MAX_QUEUED), "--log-level", "error")
         with served(model, *flags) as server:
             watched = Watched(server)
-            client = Client(server, keep_alive=True)  # as the clients of real applications do
             bodies = [{**body, "n": 1} for body in traffic(64, max_tokens=(16, 16))]
-            await answers(client, bodies)
+            await answers(watched.client, bodies)
             began = time.monotonic()
             done: list[Answer] = []
             while time.monotonic() - began < seconds / 4:
-                done += await answers(client, bodies, at_a_time=20)
+                done += await answers(watched.client, bodies, at_a_time=20)
             capacity = num_tokens(done) / (time.monotonic() - began)
             interval_s = 16 / capacity / OVERLOAD
             longest_queue = 0
@@ -52,7 +51,7 @@ def test_five_times_what_it_can_do(model: Path, seconds: int) -> None:
             while (elapsed := time.monotonic() - began) < seconds:
                 due = int(elapsed / interval_s)
                 while len(asked) < due:
-                    asked.append(asyncio.create_task(client.ask(bodies[len(asked) % len(bodies)])))
+                    asked.append(asyncio.create_task(watched.client.ask(bodies[len(asked) % len(bodies)])))
                 await asyncio.sleep(0.002)
             done = await asyncio.gather(*asked)
             took_s = time.monotonic() - began

@@ -43,7 +43,9 @@ def test_bench_prints_a_line_for_each_number_of_streams_and_one_json_document_la
     assert {"cpu", "cores", "memory_bytes"} <= document["machine"].keys()
     for result in document["results"]:
         assert result["output_throughput"] == pytest.approx(result["total_output_tokens"] / result["duration"])
-        assert result["percent_of_limit"] > 0  # of limits measured beside whatever else runs
+        # a step of so small a model may be too short to be seen
+        assert (result["percent_of_limit"] is None) == (result["median_step_ms"] is None)
+        assert result["percent_of_limit"] is None or result["percent_of_limit"] > 0
 
 
 def test_bench_refuses_what_the_model_is_too_short_for(tiny_model_folder, capsys):
