@@ -62,4 +62,12 @@ inline void for_vectors(long n, Body body) {
   if (i < n) body(i, n - i);
 }
 
+// The sum of two vectors' lanes: first those of one place, then one place after another.
+inline double sum_of_lanes(vd low, vd high) {
+  double lanes[W / 2], sum = 0;
+  store(lanes, add(low, high));
+  for (double lane : lanes) sum += lane;
+  return sum;
+}
+
 }  // namespace PS_ISA

@@ -8,8 +8,6 @@
 //   logits  softmax (grad + grad_lse) - [id = target] grad, times the cap's slope 1 - tanh(logit / cap)^2
 // Sums over rows are made for kGradientRows rows at a time, which the caller adds up: they do not depend on threads.
 
-#include <vector>
-
 #include "dtypes.h"
 #include "kernels.h"
 #include "threads.h"
@@ -44,10 +42,7 @@ float total(long C, Term term) {
     low = add(low, low_half(x));
     high = add(high, high_half(x));
   });
-  double lanes[W / 2], sum = 0;
-  store(lanes, add(low, high));
-  for (double lane : lanes) sum += lane;
-  return static_cast<float>(sum);
+  return static_cast<float>(sum_of_lanes(low, high));
 }
 
 template <class Weight, class Y>

@@ -25,9 +25,7 @@ double sum_of(const float* row, long C, Term term) {
     low = add(low, term(low_half(x)));
     high = add(high, term(high_half(x)));
   }
-  double lanes[W / 2], total = 0;
-  store(lanes, add(low, high));
-  for (double lane : lanes) total += lane;
+  double total = sum_of_lanes(low, high), lanes[W / 2];
   for (; i < C; ++i) {
     store(lanes, term(low_half(set(row[i]))));
     total += lanes[0];

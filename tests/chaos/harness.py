@@ -79,14 +79,18 @@ class Client:
         finally:
             writer.transport.abort()
 
-    async def ask(self, body: dict[str, object], *, timeout_ms: int | None = None, leave_after: int = -1) -> Answer:
-        """A completion, streamed or not; leave_after: close the connection after so many events."""
-        return await self.ask_for(Answer(), body, timeout_ms=timeout_ms, leave_after=leave_after)
-
-    async def ask_for(
-        self, answer: Answer, body: dict[str, object], *, timeout_ms: int | None = None, leave_after: int = -1
+    async def ask(
+        self,
+        body: dict[str, object],
+        *,
+        timeout_ms: int | None = None,
+        leave_after: int = -1,
+        answer: Answer | None = None,
     ) -> Answer:
-        """The same into an answer that can be looked at while it comes."""
+        """A completion, streamed or not; leave_after: close the connection after so many events.
+
+        answer: what it is written into, for who looks at it while it comes."""
+        answer = answer or Answer()
         answer.asked = time.monotonic()
         async with self.connection() as (reader, writer):
             writer.write(self.head(body, timeout_ms=timeout_ms))

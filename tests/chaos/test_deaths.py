@@ -33,7 +33,7 @@ class Streams:
     async def _one_after_another(self, number: int) -> None:
         while True:
             self.live[number] = Answer()
-            self.done.append((number, await self.client.ask_for(self.live[number], self.bodies[number])))
+            self.done.append((number, await self.client.ask(self.bodies[number], answer=self.live[number])))
             if self.ended:
                 return
             number = (number + NUM_STREAMS) % len(self.bodies)

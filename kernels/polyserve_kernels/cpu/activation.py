@@ -14,7 +14,7 @@ from polyserve_kernels.cpu.library import GRADIENT_ROWS, Activation, ActivationG
 _BIAS_GELU, _GATED_SILU, _GATED_GELU = range(3)
 
 
-def _activate(x: Tensor, bias: Tensor | None = None, *, kind: int) -> Tensor:
+def _activate(x: Tensor, bias: Tensor | None, *, kind: int) -> Tensor:
     x = rows(x)
     bias = None if bias is None else bias.contiguous()
     y = torch.empty(x.shape[0], _width(x, kind), dtype=x.dtype)
@@ -26,19 +26,20 @@ def _activate(x: Tensor, bias: Tensor | None = None, *, kind: int) -> Tensor:
 
 
 def _gradients(
-    saved: tuple[Tensor, ...], grads: Sequence[Tensor | None], needed: Sequence[bool], *, kind: int
-) -> list[Tensor | None]:
-    x, bias = rows(saved[0]), saved[1].contiguous() if len(needed) == 2 and saved[1] is not None else None
+    saved: tuple[Tensor, Tensor | None], grads: Sequence[Tensor | None], needed: Sequence[bool], *, kind: int
+) -> tuple[Tensor | None, Tensor | None]:
+    x, bias = saved
     if grads[0] is None:
-        return [None] * len(needed)
-    dy, width = grads[0].contiguous(), _width(x, kind)
+        return None, None
+    x, dy, width = rows(x), grads[0].contiguous(), _width(x, kind)
+    bias = None if bias is None else bias.contiguous()
     dx = torch.empty(x.shape, dtype=x.dtype)
-    sums = torch.zeros(-(-x.shape[0] // GRADIENT_ROWS), width) if len(needed) == 2 and needed[1] else None
+    sums = torch.zeros(-(-x.shape[0] // GRADIENT_ROWS), width) if needed[1] else None
     call(
         "ps_activation_gradient", ActivationGradient, x=x, bias=bias, dy=dy, dx=dx, d_bias=sums, T=x.shape[0], F=width,
         x_stride=x.stride(0), kind=kind, dtype=x.dtype,
     )  # fmt: skip
-    return [dx, None if sums is None else sums.sum(0).to(x.dtype)][: len(needed)]
+    return dx, None if sums is None else sums.sum(0).to(x.dtype)
 
 
 def _width(x: Tensor, kind: int) -> int:
@@ -54,10 +55,10 @@ def bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def gated_silu(x: Tensor) -> Tensor:
-    y: Tensor = _operation(x, kind=_GATED_SILU)
+    y: Tensor = _operation(x, None, kind=_GATED_SILU)
     return y
 
 
 def gated_gelu(x: Tensor) -> Tensor:
-    y: Tensor = _operation(x, kind=_GATED_GELU)
+    y: Tensor = _operation(x, None, kind=_GATED_GELU)
     return y

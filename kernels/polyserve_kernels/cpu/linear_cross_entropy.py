@@ -1,6 +1,6 @@
 """The loss under the whole vocabulary: forward as `token_logprobs`, gradients a tile of ids and some rows at a time.
 
-Backward  of a tile the logits are computed once more, and become their own gradients in place:
+Backward  of a tile the logits are computed once more, and their gradients as they lie and turned around:
           d_logit = grad (softmax - [id = target]) + grad_lse softmax, softmax = exp(logit - lse), and the cap's slope
           d_hidden += d_logit weight,  d_weight = d_logit^T hidden, summed in float32; bfloat16 operands meet d_logit
           rounded to bfloat16, which has float32's range, and others meet it as it is
