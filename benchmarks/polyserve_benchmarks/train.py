@@ -106,7 +106,7 @@ class _Loop:
         spawn = multiprocessing.get_context("spawn")
         self._steps, theirs = spawn.Pipe()
         self._process = spawn.Process(target=_take_steps, args=(theirs, make, workload, folder), daemon=True)
-        with mock.patch.dict(os.environ, environment):
+        with mock.patch.dict(os.environ, environment | dict(os.environ)):  # what the user has set stays
             self._process.start()
         theirs.close()
 

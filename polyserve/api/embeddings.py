@@ -29,17 +29,16 @@ async def embed(
 
     dimensions: how many components to keep, of which the vector then has unit length again.
     """
-    if dimensions is not None and dimensions < 1:
-        raise InvalidRequest(f"dimensions must be at least 1, got {dimensions}", param="dimensions")
+    size = frontend.llm.hidden_size
+    if dimensions is not None and not 1 <= dimensions <= size:
+        message = f"dimensions must be at least 1 and at most {size}, the model's own, got {dimensions}"
+        raise InvalidRequest(message, param="dimensions")
     pooled = await frontend.embed(request, pooling or DEFAULT_POOLING)
     vectors = [_shortened(np.asarray(vector, np.float32), dimensions) for vector in pooled]
     return Embeddings(vectors, sum(len(prompt.token_ids) for prompt in request.prompts))
 
 
 def _shortened(vector: Vector, dimensions: int | None) -> Vector:
-    if dimensions is not None and dimensions > len(vector):
-        message = f"dimensions must be at most {len(vector)}, the model's own, got {dimensions}"
-        raise InvalidRequest(message, param="dimensions")
     kept = vector[:dimensions]
     length = float(np.linalg.norm(kept))
     return kept / np.float32(length) if length else kept

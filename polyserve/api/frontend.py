@@ -212,7 +212,7 @@ class Frontend:
         """Check a request for the scores of continuations after their contexts, which it calls its `inputs`."""
         async with self._admitting(timeout_s, {"prompt": "inputs"}) as (arrived, deadline):
             self._check_sizes([context + continuation for context, continuation in pairs], SCORING)
-            texts = [await asyncio.to_thread(scorable, self.llm.tokenizer, *pair) for pair in pairs]
+            texts = [await asyncio.to_thread(self._scorable, *pair) for pair in pairs]
             for scored in texts:
                 self.llm.check(scored.prompt_ids, SCORING)
         prompts = [Prompt(None, scored.prompt_ids) for scored in texts]
@@ -220,6 +220,10 @@ class Frontend:
             request_id=request_id, prompts=prompts, params=SCORING, arrived=arrived, deadline=deadline, tenant=tenant
         )
         return admitted, texts
+
+    def _scorable(self, context: str, continuation: str) -> Scorable:
+        context, continuation = (normalized(text, self._normalization) for text in (context, continuation))
+        return scorable(self.llm.tokenizer, context, continuation)
 
     async def score(self, request: Admitted, texts: Sequence[Scorable]) -> list[Score]:
         """The scores of what `admit_scores` admitted. Leaving it aborts it."""

@@ -79,6 +79,7 @@ class Engine:
         self.max_model_len = max_model_len
         self._max_beams = min(config.max_num_seqs, config.max_num_batched_tokens)
         self.vocab_size = model.config.vocab_size
+        self.hidden_size = model.config.hidden_size
         self.eos_ids = model.config.eos_ids
         self.bos_id = model.config.bos_id
         self.numerics_id = f"{dispatch.numerics_id(device)}-{str(model.dtype).removeprefix('torch.')}"

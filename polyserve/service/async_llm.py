@@ -85,6 +85,7 @@ class AsyncLLM:
     ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = ready.vocab_size
+        self.hidden_size = ready.hidden_size
         self.max_model_len = ready.max_model_len
         self.numerics_id = ready.numerics_id
         self.eos_ids = tuple(ready.eos_ids)

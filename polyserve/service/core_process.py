@@ -200,6 +200,7 @@ class CoreLoop:
         engine = self._engine
         ready = Ready(
             vocab_size=engine.vocab_size,
+            hidden_size=engine.hidden_size,
             max_model_len=engine.max_model_len,
             numerics_id=engine.numerics_id,
             eos_ids=list(engine.eos_ids),

@@ -72,6 +72,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     """The engine can serve. What the front has to know of the model, since it never imports torch."""
 
     vocab_size: int
+    hidden_size: int
     max_model_len: int
     numerics_id: str
     eos_ids: list[int]

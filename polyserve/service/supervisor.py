@@ -144,15 +144,18 @@ class Supervisor:
                 silent_s = self._engine.silent_s()
                 here = time.monotonic() - began < 2 * interval_s  # else this process slept, and has not asked
                 if here and silent_s > self._step_timeout_s * self._patience:
-                    log.error("the engine has been silent for %.1f s: its stacks follow, then it is ended", silent_s)
                     self._stuck = True
-                    await self._engine.kill()
                     self._patience = min(2 * self._patience, MAX_PATIENCE)
-                    return EngineDead(f"the engine was stuck: it was silent for {silent_s:.1f} s")
+                    return await self._end_stuck(f"was silent for {silent_s:.1f} s")
                 if silent_s > interval_s:
                     self._engine.ask()
         finally:
             death.cancel()
+
+    async def _end_stuck(self, symptom: str) -> EngineDead:
+        log.error("the engine %s: its stacks follow, then it is ended", symptom)
+        await self._engine.kill()
+        return EngineDead(f"the engine was stuck: it {symptom}")
 
     def _take(self, step: Outputs) -> None:
         """Note what a turn brought, and hand on what belongs to a live request."""
@@ -204,11 +207,7 @@ class Supervisor:
         try:
             ready = await asyncio.wait_for(self._engine.ready(), self._load_timeout_s)
         except TimeoutError:
-            log.error(
-                "the engine has been loading for %.1f s: its stacks follow, then it is ended", self._load_timeout_s
-            )
-            await self._engine.kill()
-            raise EngineDead("the engine was stuck while it loaded") from None
+            raise await self._end_stuck(f"was not loaded after {self._load_timeout_s:.1f} s") from None
         assert self._ready is not None
         if ready.numerics_id != self._ready.numerics_id:
             raise ModelLoadError(f"it computes as {ready.numerics_id} now, not as {self._ready.numerics_id}")

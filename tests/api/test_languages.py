@@ -92,5 +92,8 @@ def test_input_is_composed_where_the_server_says_so(how: str) -> None:
         stub = PolyServeStub(channel)
         request = pb.TokenizeRequest(text=apart, add_special_tokens=False)
         assert bytes(stub.Tokenize(request).token_ids).decode() == wanted
+        body = {"inputs": [{"context": apart, "continuation": apart}]}
+        [score] = httpx.post(f"{server.url}/v1/score", json=body).json()["data"]
+        assert bytes(score["token_ids"]).decode() == wanted
         stub.Embed(pb.EmbedRequest(inputs=[pb.EmbedInput(text=apart)]))
         assert bytes(server.llm.embedded[0][0][1:]).decode() == wanted

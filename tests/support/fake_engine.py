@@ -42,6 +42,7 @@ class _Sequence:
 
 class FakeEngine:
     vocab_size = 256
+    hidden_size = 8
     max_model_len = 1000
     numerics_id = "fake"
     eos_ids = (EOS,)

@@ -78,6 +78,7 @@ class FakeLLM:
     def __init__(self, *, chat_template: str | None = CHAT_TEMPLATE) -> None:
         self.tokenizer = ByteTokenizer(chat_template=chat_template)
         self.vocab_size = VOCAB_SIZE
+        self.hidden_size = MODEL_SIZE
         self.max_model_len = MAX_MODEL_LEN
         self.numerics_id = "fake-numerics"
         self.eos_ids = (EOS,)
