@@ -14,6 +14,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +26,7 @@ from polyserve_benchmarks.machine import machine, versions
 
 PROMPT = "The capital of France is"
 PATIENCE_S = 600.0
+POLYSERVE = [sys.executable, "-c", "import sys; from polyserve.cli.main import main; sys.exit(main())"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +53,7 @@ class Start:
 
 def run(starts: Starts) -> dict[str, Any]:
     """Start again and again; print a line for each and, last, one JSON document; return it."""
-    command = [*_polyserve(), "serve", starts.model, "--port", "0", "--grpc-port", "0", *shlex.split(starts.flags)]
+    command = [*POLYSERVE, "serve", starts.model, "--port", "0", "--grpc-port", "0", *shlex.split(starts.flags)]
     _start(command)
     print("start  ready s  first token s  processor s", flush=True)
     measured: list[Start] = []
@@ -76,19 +79,26 @@ def _start(command: list[str]) -> Start:
     """Start a server, ask it for one token, and end it."""
     before = _processor_seconds()
     began = time.perf_counter()
+    with started(command) as url:
+        ready = time.perf_counter() - began
+        _first_token(url)
+        first_token = time.perf_counter() - began
+    return Start(ready, first_token, _processor_seconds() - before)
+
+
+@contextmanager
+def started(command: list[str]) -> Iterator[str]:
+    """Where a ready server is, for as long as the block runs.  command: `polyserve serve`, in some form."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             line = server.stdout.readline()
-            ready = time.perf_counter() - began
             address = re.search(r"at (http://\S+) \(HTTP\)", line)
             if address is None:
                 raise PolyServeError(f"the server did not start: {line.strip() or 'see above'}")
-            _first_token(address[1])
-            first_token = time.perf_counter() - began
+            yield address[1]
         finally:
             server.terminate()
-    return Start(ready, first_token, _processor_seconds() - before)
 
 
 def _first_token(url: str) -> None:
@@ -105,10 +115,6 @@ def _first_token(url: str) -> None:
 def _model_at(connection: http.client.HTTPConnection) -> str:
     connection.request("GET", "/v1/models")
     return str(json.load(connection.getresponse())["data"][0]["id"])
-
-
-def _polyserve() -> list[str]:
-    return [sys.executable, "-c", "import sys; from polyserve.cli.main import main; sys.exit(main())"]
 
 
 def _processor_seconds() -> float:

@@ -159,6 +159,12 @@ class Frontend:
         if self.draining:
             raise NotReady("the server is about to end and takes no more requests", retry_after_s=1)
 
+    def check_room(self) -> None:
+        """Raise EngineDead, NotReady or Overloaded, and count a refusal, if nothing is taken in now."""
+        with self.metrics.refusals():
+            self._check_open()
+            self.llm.admission.check_room()
+
     async def wait_idle(self) -> None:
         """Wait until no request is being answered."""
         await self._idle.wait()
@@ -291,9 +297,8 @@ class Frontend:
         self, timeout_s: float | None, renamed: Mapping[str, str]
     ) -> AsyncIterator[tuple[float, float]]:
         """The time of arrival and the deadline, which also ends what is done inside. `naming` is for its errors."""
+        self.check_room()
         with self.metrics.refusals(), naming(renamed):
-            self._check_open()
-            self.llm.admission.check_room()
             arrived = time.monotonic()
             limit_s = self.request_timeout_s if timeout_s is None else min(timeout_s, self.request_timeout_s)
             try:

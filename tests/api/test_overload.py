@@ -7,6 +7,7 @@ import grpc
 import httpx
 import pytest
 
+from polyserve.api.http.room import PATHS
 from polyserve.service.admission import Admission, AdmissionConfig
 from polyserve_proto.v1 import polyserve_pb2 as pb
 from polyserve_proto.v1.polyserve_pb2_grpc import PolyServeStub
@@ -42,6 +43,15 @@ def test_over_http_it_is_status_429_with_retry_after(full: LiveServer, stream: b
         response = httpx.post(f"{full.url}/v1/{path}", json={**body, "stream": stream})
         assert (response.status_code, response.json()["error"]["type"]) == (429, "rate_limit_error")
         assert int(response.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize("path", sorted(PATHS))
+def test_no_body_is_read_for_it(full: LiveServer, path: str) -> None:
+    refused = full.frontend.metrics.refused.labels("overload")._value
+    before = refused.get()
+    response = httpx.post(f"{full.url}{path}", content=b"{" + b" " * 2**20)  # no JSON
+    assert response.status_code == 429
+    assert refused.get() == before + 1
 
 
 def test_over_grpc_it_is_resource_exhausted_with_retry_after(full: LiveServer) -> None:

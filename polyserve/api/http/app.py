@@ -14,6 +14,7 @@ from polyserve.api.http.errors import ErrorBody, add_error_handlers
 from polyserve.api.http.head import HeadAsGet
 from polyserve.api.http.models import models_router
 from polyserve.api.http.operations import operations_router
+from polyserve.api.http.room import Room
 from polyserve.api.http.score import score_router
 from polyserve.api.http.stored import stored_router
 from polyserve.api.http.tokenizer import tokenizer_router
@@ -46,6 +47,7 @@ def create_app(frontend: Frontend, protection: Protection, *, tracing: Tracing |
     for make_router in ROUTERS:
         app.include_router(make_router(frontend))
     add_error_handlers(app)
+    app.add_middleware(Room, frontend)
     app.add_middleware(HeadAsGet)
     app.state.limits = protection.limits  # for body.py
     app.add_middleware(Authentication, protection.keys)
