@@ -19,7 +19,6 @@ from typing import Any
 from unittest import mock
 
 from polyserve.api.metrics import Metrics, Record
-from polyserve.cli.main import main as polyserve
 from polyserve.errors import EngineDead, PolyServeError
 from polyserve.request import Request, SequenceOutput
 from polyserve.sampling_params import SamplingParams
@@ -32,7 +31,12 @@ from polyserve_benchmarks.serve.clients import connected
 from polyserve_benchmarks.serve.load import Asked, Load, requests_of
 from polyserve_benchmarks.start import POLYSERVE, started
 
-BARE = [sys.executable, "-c", "from polyserve_benchmarks.safeguards import serve_bare; serve_bare()"]
+BARE = [
+    sys.executable,
+    "-c",
+    "import sys; from polyserve.cli.main import main; from polyserve_benchmarks.safeguards import without\n"
+    "with without(): sys.exit(main())",
+]
 
 
 class _NoJournal(Journal):
@@ -97,15 +101,16 @@ async def _unwatched(supervisor: Supervisor) -> EngineDead:
     return await supervisor._engine.died()
 
 
-def serve_bare() -> None:
-    """`polyserve serve`, its arguments this process's own, without what is measured."""
+@contextmanager
+def without() -> Iterator[None]:
+    """Servers that start inside have nothing of what is measured."""
     with (
         mock.patch("polyserve.service.supervisor.Journal", _NoJournal),
         mock.patch("polyserve.service.async_llm.Admission", _NoAdmission),
         mock.patch("polyserve.api.frontend.Metrics", _NoMetrics),
         mock.patch.object(Supervisor, "_down", _unwatched),
     ):
-        sys.exit(polyserve())
+        yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +135,13 @@ async def measure(base_url: str, asked: list[Asked], *, num_alone: int) -> Round
     return Round(tokens / elapsed, 1e3 * statistics.median(answer.ttft for answer in alone))
 
 
-def run(model: str, *, num_streams: int, num_tokens: int, rounds: int) -> dict[str, Any]:
+def run(model: str, *, num_streams: int, num_words: int, num_tokens: int, rounds: int) -> dict[str, Any]:
     """Measure in turn; print a line for each round and, last, one JSON document; return it."""
     measured: dict[str, list[Round]] = {"whole": [], "bare": []}
     flags = ["serve", model, "--port", "0", "--grpc-port", "0", "--max-num-seqs", str(num_streams)]
     with started([*POLYSERVE, *flags]) as whole, started([*BARE, *flags]) as bare:
         urls = {"whole": whole, "bare": bare}
-        load = Load(num_prompts=num_streams, random_input_len=32, random_output_len=num_tokens)
+        load = Load(num_prompts=num_streams, random_input_len=num_words, random_output_len=num_tokens)
         for number in range(-1, rounds):  # the first is not counted
             asked = requests_of(load, salt=number)
             for name in sorted(urls, reverse=number % 2 == 0):
@@ -149,6 +154,7 @@ def run(model: str, *, num_streams: int, num_tokens: int, rounds: int) -> dict[s
         "benchmark": "safeguards",
         "model": model,
         "num_streams": num_streams,
+        "num_words": num_words,
         "num_tokens": num_tokens,
         "throughput_ratio": statistics.median(a.tokens_per_s / b.tokens_per_s for a, b in pairs),
         "ttft_difference_ms": statistics.median(a.ttft_ms - b.ttft_ms for a, b in pairs),
@@ -164,6 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="polyserve_benchmarks.safeguards", description=__doc__.split("\n")[0])
     parser.add_argument("model", nargs="?", default="smollm2")
     parser.add_argument("--num-streams", type=int, default=32)
+    parser.add_argument("--num-words", type=int, default=32, help="of each prompt")
     parser.add_argument("--num-tokens", type=int, default=64, help="of each answer")
     parser.add_argument("--rounds", type=int, default=9)
     run(**vars(parser.parse_args()))

@@ -16,7 +16,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_both_servers_are_measured_in_turn(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    document = run(model, num_streams=2, num_tokens=3, rounds=2)
+    document = run(model, num_streams=2, num_words=4, num_tokens=3, rounds=2)
     assert {name: len(rounds) for name, rounds in document["rounds"].items()} == {"whole": 2, "bare": 2}
     assert document["throughput_ratio"] > 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == document
@@ -26,7 +26,7 @@ def test_the_bare_server_answers_alike_and_counts_nothing(model: str) -> None:
     answers, counted = [], []
     for command in (POLYSERVE, BARE):
         with started([*command, "serve", model, "--port", "0", "--grpc-port", "0"]) as url:
-            body = {"model": "tiny", "prompt": "one two", "max_tokens": 5, "temperature": 0, "return_token_ids": True}
+            body = {"prompt": "one two", "max_tokens": 5, "temperature": 0, "return_token_ids": True}
             answers.append(httpx.post(f"{url}/v1/completions", json=body).json()["choices"])
             counted.append("polyserve_generation_tokens_total 5.0" in httpx.get(f"{url}/metrics").text)
     assert answers[0] == answers[1]
