@@ -102,5 +102,5 @@ def test_smollm2_streams_the_capital_of_france(smollm2_file: Path) -> None:
     (deltas,) = asyncio.run(
         served(EngineConfig(model=str(smollm2_file), threads=1), ["The capital of France is"], [params])
     )
-    assert len(deltas) == 3
+    assert sum(len(delta.token_ids) for delta in deltas) == 3  # those that come while the front is busy, in one
     assert "".join(delta.text for delta in deltas) == " Paris.\n"
