@@ -138,6 +138,37 @@ class Client:
                 if len(answer.times) == leave_after:
                     return
             await reader.readexactly(2)
+        await reader.readexactly(2)
+
+
+class PoolingClient(Client):
+    """Asks again on connections whose answers were read to their end, as clients do that ask for much."""
+
+    def __init__(self, served: Served) -> None:
+        super().__init__(served)
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """Kept after the block, unless it was left by an error."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():  # the server closes those that are idle for long
+                break
+            writer.transport.abort()
+        else:
+            reader, writer = await asyncio.open_connection(self.host, self.port, limit=2**22)
+        try:
+            yield reader, writer
+        except BaseException:
+            writer.transport.abort()
+            raise
+        self._idle.append((reader, writer))
+
+    def close(self) -> None:
+        """Close those that are kept."""
+        for _, writer in self._idle:
+            writer.transport.abort()
 
 
 def traffic(
@@ -183,8 +214,8 @@ async def answers(client: Client, bodies: Sequence[dict[str, object]], *, at_a_t
 class Watched:
     """A server's processes and gauges."""
 
-    def __init__(self, served: Served) -> None:
-        self.client = Client(served)
+    def __init__(self, served: Served, *, client: Client | None = None) -> None:
+        self.client = client or Client(served)
         self.front = psutil.Process(served.process.pid)
 
     @property

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from chaos.harness import Answer, Watched, answers, percentile, show, traffic
+from chaos.harness import Answer, PoolingClient, Watched, answers, percentile, show, traffic
 
 from support.served_model import served
 
@@ -26,7 +26,8 @@ def test_five_times_what_it_can_do(model: Path, seconds: int) -> None:
     async def test() -> None:
         flags = ("--max-num-seqs", "16", "--max-queued-requests", str(MAX_QUEUED), "--log-level", "error")
         with served(model, *flags) as server:
-            watched = Watched(server)
+            client = PoolingClient(server)  # what connections cost this machine would be taken from the answers
+            watched = Watched(server, client=client)
             bodies = [{**body, "n": 1} for body in traffic(64, max_tokens=(16, 16))]
             longest_queue = 0
 
@@ -56,6 +57,7 @@ def test_five_times_what_it_can_do(model: Path, seconds: int) -> None:
             done = await asyncio.gather(*asked)
             took_s = time.monotonic() - began
             watching.cancel()
+            client.close()
             refused = [answer for answer in done if answer.status == 429]
             accepted = [answer for answer in done if answer.status == 200]
             assert len(refused) + len(accepted) == len(done)
