@@ -13,6 +13,7 @@ from support.served_model import served
 MINUTES = float(os.environ.get("SOAK_MINUTES", "30"))
 SHARE = 0.7
 WARM_UP_SHARE = 0.2  # of the time
+MAX_GROWTH_MB = 5  # from the first quarter after it to the last, of memory that is front's and engine's alone
 
 
 @pytest.mark.slow
@@ -52,13 +53,15 @@ def test_nothing_grows_and_nothing_slows_down(smollm2_file: Path) -> None:
             early = [answer.ended - answer.asked for when, _, answer in done if warm < when <= half]
             late = [answer.ended - answer.asked for when, _, answer in done if when > half]
             quarter = max(1, len(steady) // 4)
+            growth_mb = (sum(steady[-quarter:]) - sum(steady[:quarter])) / quarter / 1e6
             show(
                 "soak",
                 minutes=MINUTES,
                 requests=len(done),
-                memory_growth_mb=(sum(steady[-quarter:]) - sum(steady[:quarter])) / quarter / 1e6,
+                memory_growth_mb=growth_mb,
                 latency_p50_drift=percentile(late, 0.5) / percentile(early, 0.5) - 1,
                 latency_p99_drift=percentile(late, 0.99) / percentile(early, 0.99) - 1,
             )
+            assert growth_mb < MAX_GROWTH_MB
 
     asyncio.run(test())
