@@ -29,14 +29,14 @@ from polyserve.service.supervisor import Supervisor
 from polyserve_benchmarks.machine import machine, versions
 from polyserve_benchmarks.serve.clients import connected
 from polyserve_benchmarks.serve.load import Asked, Load, requests_of
-from polyserve_benchmarks.start import POLYSERVE, started
+from polyserve_benchmarks.server import started
 
-BARE = [
+BARE = (
     sys.executable,
     "-c",
     "import sys; from polyserve.cli.main import main; from polyserve_benchmarks.safeguards import without\n"
     "with without(): sys.exit(main())",
-]
+)
 
 
 class _NoJournal(Journal):
@@ -138,8 +138,8 @@ async def measure(base_url: str, asked: list[Asked], *, num_alone: int) -> Round
 def run(model: str, *, num_streams: int, num_words: int, num_tokens: int, rounds: int) -> dict[str, Any]:
     """Measure in turn; print a line for each round and, last, one JSON document; return it."""
     measured: dict[str, list[Round]] = {"whole": [], "bare": []}
-    flags = ["serve", model, "--port", "0", "--grpc-port", "0", "--max-num-seqs", str(num_streams)]
-    with started([*POLYSERVE, *flags]) as whole, started([*BARE, *flags]) as bare:
+    server = (model, "--max-num-seqs", str(num_streams))
+    with started(*server) as whole, started(*server, polyserve=BARE) as bare:
         urls = {"whole": whole, "bare": bare}
         load = Load(num_prompts=num_streams, random_input_len=num_words, random_output_len=num_tokens)
         for number in range(-1, rounds):  # the first is not counted

@@ -7,15 +7,10 @@ what a start costs where neighbours take turns on the same cores.
 
 import http.client
 import json
-import re
 import resource
 import shlex
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,10 +18,10 @@ from urllib.parse import urlsplit
 from polyserve.config import option
 from polyserve.errors import PolyServeError
 from polyserve_benchmarks.machine import machine, versions
+from polyserve_benchmarks.server import started
 
 PROMPT = "The capital of France is"
 PATIENCE_S = 600.0
-POLYSERVE = [sys.executable, "-c", "import sys; from polyserve.cli.main import main; sys.exit(main())"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +48,12 @@ class Start:
 
 def run(starts: Starts) -> dict[str, Any]:
     """Start again and again; print a line for each and, last, one JSON document; return it."""
-    command = [*POLYSERVE, "serve", starts.model, "--port", "0", "--grpc-port", "0", *shlex.split(starts.flags)]
-    _start(command)
+    server = (starts.model, *shlex.split(starts.flags))
+    _start(server)
     print("start  ready s  first token s  processor s", flush=True)
     measured: list[Start] = []
     for number in range(1, starts.rounds + 1):
-        measured.append(_start(command))
+        measured.append(_start(server))
         print(_row(f"{number:5d}", measured[-1]), flush=True)
     columns = {name: [asdict(start)[name] for start in measured] for name in ("ready", "first_token", "processor")}
     median = Start(**{name: statistics.median(column) for name, column in columns.items()})
@@ -75,30 +70,15 @@ def run(starts: Starts) -> dict[str, Any]:
     return document
 
 
-def _start(command: list[str]) -> Start:
+def _start(server: tuple[str, ...]) -> Start:
     """Start a server, ask it for one token, and end it."""
     before = _processor_seconds()
     began = time.perf_counter()
-    with started(command) as url:
+    with started(*server) as url:
         ready = time.perf_counter() - began
         _first_token(url)
         first_token = time.perf_counter() - began
     return Start(ready, first_token, _processor_seconds() - before)
-
-
-@contextmanager
-def started(command: list[str]) -> Iterator[str]:
-    """Where a ready server is, for as long as the block runs.  command: `polyserve serve`, in some form."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            line = server.stdout.readline()
-            address = re.search(r"at (http://\S+) \(HTTP\)", line)
-            if address is None:
-                raise PolyServeError(f"the server did not start: {line.strip() or 'see above'}")
-            yield address[1]
-        finally:
-            server.terminate()
 
 
 def _first_token(url: str) -> None:

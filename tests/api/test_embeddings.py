@@ -79,7 +79,7 @@ def test_fewer_dimensions_have_unit_length_again(client: httpx.Client) -> None:
         ({"input": [258]}, "input", "token id 258"),
         ({"input": ["a"] * 2000}, "input", "got 2000 prompts"),
         ({"input": [1] * 401}, "input", "401 tokens"),
-        ({"dimensions": 0}, "dimensions", "at least 1"),
+        ({"dimensions": 0}, "dimensions", f"at least 1 and at most {MODEL_SIZE}, the model's own, got 0"),
         ({"dimensions": MODEL_SIZE + 1}, "dimensions", f"at most {MODEL_SIZE}"),
         ({"dimensions": "2"}, "dimensions", "whole number"),
         ({"encoding_format": "hex"}, "encoding_format", "got 'hex'"),

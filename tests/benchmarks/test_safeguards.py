@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from polyserve_benchmarks.safeguards import BARE, run
-from polyserve_benchmarks.start import POLYSERVE, started
+from polyserve_benchmarks.server import POLYSERVE, started
 from support.checkpoints import make_checkpoint
 
 
@@ -25,7 +25,7 @@ def test_both_servers_are_measured_in_turn(model: str, capsys: pytest.CaptureFix
 def test_the_bare_server_answers_alike_and_counts_nothing(model: str) -> None:
     answers, counted = [], []
     for command in (POLYSERVE, BARE):
-        with started([*command, "serve", model, "--port", "0", "--grpc-port", "0"]) as url:
+        with started(model, polyserve=command) as url:
             body = {"prompt": "one two", "max_tokens": 5, "temperature": 0, "return_token_ids": True}
             answers.append(httpx.post(f"{url}/v1/completions", json=body).json()["choices"])
             counted.append("polyserve_generation_tokens_total 5.0" in httpx.get(f"{url}/metrics").text)

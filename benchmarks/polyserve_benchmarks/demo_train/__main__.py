@@ -11,22 +11,21 @@ plots are in OUT/base/report and OUT/chat/report. --large-tokenizer trains one o
 import argparse
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from polyserve.errors import TrainingError
+from polyserve.errors import PolyServeError, TrainingError
 from polyserve_benchmarks.demo_train.chat import ask
 from polyserve_benchmarks.demo_train.corpus import question, write_all_help, write_corpus
 from polyserve_benchmarks.demo_train.judge import judge, summary, table
 from polyserve_benchmarks.demo_train.packages import LICENCES
 from polyserve_benchmarks.machine import machine, versions
+from polyserve_benchmarks.server import POLYSERVE
 from polyserve_training.recipe import read_recipe
 
-POLYSERVE = [sys.executable, "-c", "import sys; from polyserve.cli.main import main; sys.exit(main())"]
 VOCAB_SIZE, LARGE_VOCAB_SIZE = 16_000, 256_000
 CLEAN = ["--min-words", "20"]  # a help page is short
 SAMPLING = ["--alpha", "0.7"]  # languages with 10 KB need no more of 16,000 pieces
@@ -77,7 +76,7 @@ def run(demo: Demo) -> dict[str, Any]:
         "judge",
         lambda: judge(data / "train", data / "held-out", out / "base", first_stage_steps=base.stages[0].steps),
     )
-    answer = demo.timed("serve", lambda: ask(POLYSERVE, out / "chat-model", ASKED))
+    answer = demo.timed("serve", lambda: ask(out / "chat-model", ASKED))
     total = time.perf_counter() - start
     found = summary(verdicts)
     print(f"\nbits per byte of held-out text\n{table(verdicts)}\n* too little text to count\n{json.dumps(found)}")
@@ -124,7 +123,7 @@ def main() -> None:
             raise TrainingError(f"{asked.out}: exists already; remove it, or name another with --out")
         asked.out.mkdir(parents=True)
         document = large_tokenizer(demo) if asked.large_tokenizer else run(demo)
-    except TrainingError as error:
+    except PolyServeError as error:
         raise SystemExit(f"demo_train: {error.message}") from error
     print(json.dumps(document | {"versions": versions(), "machine": machine()}, ensure_ascii=False))
 
