@@ -5,6 +5,7 @@ both answer, ready line -> told to stop: not ready, new requests refused, runnin
 """
 
 import asyncio
+import gc
 import json
 import math
 import shlex
@@ -61,6 +62,8 @@ async def serve(
     answering = asyncio.create_task(http.serve(sockets=[http_socket]))
     await grpc_server.start(frontend)
     await http.ready.wait()
+    gc.collect()
+    gc.freeze()  # what was made so far is here to stay: walking it would hold every stream up
     announce(ready_lines(frontend, host, port, grpc_port, protection))
     telling = asyncio.create_task(_tell_readiness(frontend, grpc_server))
     watching = asyncio.create_task(frontend.metrics.watch_loop())
