@@ -44,6 +44,7 @@ class Supervisor:
         self._command = command
         self._step_timeout_s = step_timeout_s
         self._patience = 1  # times the timeout
+        self._longest_silence_s = 0.0  # of this process
         self._stuck = False  # the process that died last
         self._journal = Journal()
         self._deliver: Callable[[Outputs], None] | None = None
@@ -142,6 +143,10 @@ class Supervisor:
                 if (await asyncio.wait((death,), timeout=interval_s))[0]:
                     return death.result()
                 silent_s = self._engine.silent_s()
+                self._longest_silence_s = max(self._longest_silence_s, silent_s)
+                spoke_after_s = time.monotonic() - silent_s - self._began
+                if spoke_after_s > STABLE_S and self._longest_silence_s < self._step_timeout_s:
+                    self._patience = 1  # this one is not slow
                 here = time.monotonic() - began < 2 * interval_s  # else this process slept, and has not asked
                 if here and silent_s > self._step_timeout_s * self._patience:
                     self._stuck = True
@@ -202,7 +207,8 @@ class Supervisor:
         self._engine = await EngineProcess.start(self._command)
         self._engine.listen(self._take)
         self._engine.load(self.config)
-        self._began, self._fruitful, self._stuck = time.monotonic(), False, False
+        self._began, self._longest_silence_s = time.monotonic(), 0.0
+        self._fruitful = self._stuck = False
         self.num_restarts += 1
         try:
             ready = await asyncio.wait_for(self._engine.ready(), self._load_timeout_s)

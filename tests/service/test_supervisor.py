@@ -146,6 +146,20 @@ def test_an_engine_that_is_stuck_shows_its_stacks_and_is_started_again(
     assert "Fatal Python error: Aborted" in capfd.readouterr().err
 
 
+def test_patience_with_a_slow_engine_ends_when_one_was_well_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with fake_llm(step_timeout_s=0.4) as llm:
+            os.kill(engine_pid(llm), signal.SIGSTOP)
+            await restarted(llm, 1)
+            assert llm._engine._patience == 2
+            monkeypatch.setattr(supervisor, "STABLE_S", 0.5)
+            while llm._engine._patience != 1:
+                await asyncio.sleep(0.01)
+            assert llm.num_restarts == 1
+
+    run(test())
+
+
 def test_an_engine_that_is_stuck_while_it_loads_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         monkeypatch.setattr(supervisor, "LOAD_PATIENCE", 0)
