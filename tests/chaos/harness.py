@@ -106,12 +106,23 @@ class Client:
 
     def head(self, body: dict[str, object], *, timeout_ms: int | None = None) -> bytes:
         """The request's bytes."""
-        data = json.dumps(body).encode()
         deadline = f"X-Request-Timeout-Ms: {timeout_ms}\r\n" if timeout_ms is not None else ""
+        return self._post("/v1/completions", body, deadline)
+
+    def _post(self, path: str, body: dict[str, object], header: str = "") -> bytes:
+        data = json.dumps(body).encode()
         return (
-            f"POST /v1/completions HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: application/json\r\n{deadline}"
+            f"POST {path} HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: application/json\r\n{header}"
             f"Content-Length: {len(data)}\r\n\r\n"
         ).encode() + data
+
+    async def token_ids(self, text: str) -> list[int]:
+        async with self.connection() as (reader, writer):
+            writer.write(self._post("/tokenize", {"prompt": text}))
+            answer = Answer()
+            await self._read_head(reader, answer)
+            ids: list[int] = json.loads(await reader.readexactly(int(answer.headers["content-length"])))["tokens"]
+            return ids
 
     async def get(self, path: str) -> tuple[int, str]:
         """Status and text."""

@@ -55,6 +55,27 @@ def assert_equal(done: list[tuple[int, Answer]], golden: list[Answer]) -> None:
         assert answer.bits == golden[number].bits, f"stream {number} has other tokens"
 
 
+async def ready_after_s(watched: Watched, since: float) -> float:
+    """Wait until the engine of now has loaded. Returns how long after the end of the former one that was."""
+    while not await watched.ready():
+        await asyncio.sleep(0.005)
+    return time.monotonic() - since
+
+
+async def recomputation_s(client: Client, bodies: list[dict[str, object]], golden: list[Answer]) -> float:
+    """How long an engine that is well takes to compute all streams as they are at their ends, all at once.
+
+    It is the most that another one has to do before they go on."""
+
+    async def compute(body: dict[str, object], answer: Answer) -> float:
+        prompt = await client.token_ids(str(body["prompt"]))
+        done = [prompt + token_ids for token_ids in answer.token_ids.values()]
+        again = await client.ask({"prompt": done, "max_tokens": 1, "cache_salt": "computed again"})
+        return again.ended - again.asked
+
+    return max(await asyncio.gather(*map(compute, bodies, golden)))
+
+
 async def signal_engine(watched: Watched, number: int) -> float:
     """Returns when that was, once another engine is there."""
     while (engine := watched.engine) is None:  # between two processes
@@ -78,13 +99,15 @@ def test_kill_9_at_random_moments(model: Path, num_kills: int) -> None:
             golden = await answers(watched.client, bodies)
             streams = Streams(watched.client, bodies)
             streaming = asyncio.create_task(streams.keep_going())
-            pauses_s = []
+            most_s = await recomputation_s(watched.client, bodies, golden)
+            pauses_s, restarts_s = [], []
             for _ in range(num_kills):
                 await asyncio.sleep(draw.uniform(0.0, 2.0 if long else 0.3))
                 killed = await signal_engine(watched, signal.SIGKILL)
                 if draw.random() < 0.3:  # the one that is being loaded or computes again, too
                     await asyncio.sleep(draw.uniform(0.0, 2.0 if long else 0.3))
                 else:
+                    restarts_s.append(await ready_after_s(watched, killed))
                     pauses_s.append(await streams.longest_pause_s(killed))
             streams.ended = True
             await streaming
@@ -95,8 +118,9 @@ def test_kill_9_at_random_moments(model: Path, num_kills: int) -> None:
                 streams=len(streams.done),
                 pause_median_s=percentile(pauses_s, 0.5),
                 pause_max_s=max(pauses_s),
-                # what the same prompts cost when nothing has died
-                first_token_max_s=max(answer.times[0] - answer.asked for answer in golden),
+                restart_median_s=percentile(restarts_s, 0.5),
+                restart_max_s=max(restarts_s),
+                recomputation_s=most_s,
             )
             await watched.idle()
 
