@@ -25,6 +25,7 @@ log = get_logger(__name__)
 NUM_PROCESSES = 2
 MAX_WAITING = 256  # grammars that wait to be tried
 MAX_REMEMBERED = 1024  # verdicts
+LAST_MOMENTS_S = 1.0  # that a process which says nothing more may take to end by itself, so that its end says why
 PATIENCE = 20  # times the limit that an answer may take: on a busy machine a process gets little time
 
 
@@ -79,7 +80,7 @@ class GrammarChecker:
             if line is not None:
                 return msgspec.json.decode(line, type=Verdict)
             self._triers.discard(trier)
-            how = await trier.end()
+            how = await trier.end(within_s=LAST_MOMENTS_S)
             trier = None
         finally:
             self._idle.put_nowait(trier)
@@ -124,8 +125,11 @@ class _Trier:
                 return await self._process.stdout.readline() or None
         return None
 
-    async def end(self) -> int:
-        """End the process if it has not ended. Returns its code, negative for a signal."""
+    async def end(self, *, within_s: float = 0.0) -> int:
+        """End the process if it has not ended by itself. Returns its code, negative for a signal."""
+        with contextlib.suppress(TimeoutError):
+            # One that is killed while it ends is waited for by two, and asyncio loses its code.
+            return await asyncio.wait_for(self._process.wait(), within_s)
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         return await self._process.wait()
