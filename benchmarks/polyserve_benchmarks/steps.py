@@ -9,6 +9,7 @@ Every stream has a prompt of its own, and so its own keys and values. Cells whos
 """
 
 import json
+import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -93,7 +94,7 @@ async def run(config: EngineConfig, steps: Steps) -> None:
 
     path = resolve(config.model)
     model = read_config(path)
-    cells = [Run(*cell, steps.num_steps) for cell in planned(steps, config.max_model_len or model.max_len)]
+    cells = list(planned(steps, config.max_model_len or model.max_len, config.max_num_batched_tokens))
     if not cells:
         raise InvalidRequest("no context fits the model and max_prompt_tokens")
     held = [replace(cell, num_tokens=cell.num_tokens + 1 + config.block_size) for cell in (WARM_UP, *cells)]
@@ -133,13 +134,15 @@ async def run(config: EngineConfig, steps: Steps) -> None:
     print(json.dumps(document))
 
 
-def planned(steps: Steps, max_model_len: int) -> Iterator[tuple[int, int]]:
-    """(streams, context) of each cell."""
+def planned(steps: Steps, max_model_len: int, max_num_batched_tokens: int) -> Iterator[Run]:
+    """The cells. The first stream goes on generating while the prompts of the others are computed, in chunks."""
     for context in steps.contexts:
         for streams in steps.num_streams:
-            fits = context + steps.num_steps + 1 <= max_model_len
+            chunk = max(1, max_num_batched_tokens - streams)
+            num_tokens = math.ceil((streams - 1) * context / chunk) + steps.num_steps
+            fits = context + num_tokens + 1 <= max_model_len
             if fits and streams * context <= max(steps.max_prompt_tokens, context):
-                yield streams, context
+                yield Run(streams, context, num_tokens)
 
 
 def _prices(path: Path, model: "ModelConfig", config: EngineConfig) -> Prices:

@@ -9,17 +9,24 @@ from polyserve.cli.main import main
 from polyserve.config import EngineConfig
 from polyserve.model.families import read_config
 from polyserve_benchmarks.compare.cost import attention_flops, kv_bytes_read, served_bytes, step_bytes
+from polyserve_benchmarks.compare.plan import Run
 from polyserve_benchmarks.steps import Steps, planned
 from support.checkpoints import make_checkpoint
 
 
 def test_cells_that_do_not_fit_the_model_or_take_too_long_a_prompt_are_left_out() -> None:
     steps = Steps(num_streams=[1, 4], contexts=[64, 128, 512], num_steps=8, max_prompt_tokens=256)
-    assert list(planned(steps, 200)) == [(1, 64), (4, 64), (1, 128)]
+    assert list(planned(steps, 200, 512)) == [Run(1, 64, 8), Run(4, 64, 9), Run(1, 128, 8)]
 
 
 def test_one_stream_is_measured_however_long_its_prompt() -> None:
-    assert list(planned(Steps(num_streams=[1, 2], contexts=[512], max_prompt_tokens=256), 4096)) == [(1, 512)]
+    steps = Steps(num_streams=[1, 2], contexts=[512], max_prompt_tokens=256)
+    assert list(planned(steps, 4096, 512)) == [Run(1, 512, 16)]
+
+
+def test_the_first_stream_generates_until_the_last_one_has_begun() -> None:
+    [cell] = planned(Steps(num_streams=[64], contexts=[128], num_steps=16), 4096, 512)
+    assert cell.num_tokens == 18 + 16  # 63 prompts of 128 tokens, 448 of them beside 64 tokens that are generated
 
 
 def test_a_layer_with_a_window_reads_no_more_than_that(tmp_path: Path) -> None:
