@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ def test_five_times_what_it_can_do(model: Path, seconds: int) -> None:
 
     async def test() -> None:
         flags = ("--max-num-seqs", "16", "--max-queued-requests", str(MAX_QUEUED), "--log-level", "error")
-        with served(model, *flags) as server:
+        # On a busy machine more wait to be refused than it takes connections by default, which is another refusal.
+        with served(model, *flags, "--max-connections", "8192") as server:
             client = PoolingClient(server)  # what connections cost this machine would be taken from the answers
             watched = Watched(server, client=client)
             bodies = [{**body, "n": 1} for body in traffic(64, max_tokens=(16, 16))]
@@ -60,8 +62,7 @@ def test_five_times_what_it_can_do(model: Path, seconds: int) -> None:
             client.close()
             refused = [answer for answer in done if answer.status == 429]
             accepted = [answer for answer in done if answer.status == 200]
-            assert len(refused) + len(accepted) == len(done)
-            assert refused
+            assert Counter(answer.status for answer in done).keys() == {200, 429}
             assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
             assert all(answer.complete for answer in accepted)
             assert longest_queue <= MAX_QUEUED
