@@ -117,20 +117,23 @@ class Client:
         ).encode() + data
 
     async def token_ids(self, text: str) -> list[int]:
-        async with self.connection() as (reader, writer):
-            writer.write(self._post("/tokenize", {"prompt": text}))
-            answer = Answer()
-            await self._read_head(reader, answer)
-            ids: list[int] = json.loads(await reader.readexactly(int(answer.headers["content-length"])))["tokens"]
-            return ids
+        """A text's tokens."""
+        _, data = await self._exchange(self._post("/tokenize", {"prompt": text}))
+        ids: list[int] = json.loads(data)["tokens"]
+        return ids
 
     async def get(self, path: str) -> tuple[int, str]:
         """Status and text."""
+        status, data = await self._exchange(f"GET {path} HTTP/1.1\r\nHost: {self.host}\r\n\r\n".encode())
+        return status, data.decode()
+
+    async def _exchange(self, request: bytes) -> tuple[int, bytes]:
+        """Status and body of an answer whose length is told."""
         answer = Answer()
         async with self.connection() as (reader, writer):
-            writer.write(f"GET {path} HTTP/1.1\r\nHost: {self.host}\r\n\r\n".encode())
+            writer.write(request)
             await self._read_head(reader, answer)
-            return answer.status, (await reader.readexactly(int(answer.headers["content-length"]))).decode()
+            return answer.status, await reader.readexactly(int(answer.headers["content-length"]))
 
     async def _read_head(self, reader: asyncio.StreamReader, answer: Answer) -> None:
         lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
@@ -253,6 +256,14 @@ class Watched:
                 return time.monotonic() - began
             assert time.monotonic() - began < within_s, f"still held: {held}"
             await asyncio.sleep(0.01)
+
+    async def closed(self, num_descriptors: int) -> None:
+        """Wait until the front has no more open than that."""
+        for _ in range(100):
+            if self.handles()[0] <= num_descriptors:
+                return
+            await asyncio.sleep(0.05)
+        assert self.handles()[0] <= num_descriptors
 
     async def ready(self) -> bool:
         with suppress(OSError, asyncio.IncompleteReadError):

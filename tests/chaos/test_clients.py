@@ -107,11 +107,7 @@ def test_who_leaves_at_a_random_moment_leaves_nothing_behind(model: Path, count:
 
             await asyncio.gather(*(leave(number) for number in range(count)))
             idle_after_s = await watched.idle()
-            for _ in range(100):
-                if watched.handles()[0] <= handles[0]:
-                    break
-                await asyncio.sleep(0.05)
-            assert watched.handles()[0] <= handles[0]
+            await watched.closed(handles[0])
             show("disconnects", count=count, idle_after_s=idle_after_s, before=handles, after=watched.handles())
 
     asyncio.run(test())

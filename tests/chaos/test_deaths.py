@@ -97,9 +97,9 @@ def test_kill_9_at_random_moments(model: Path, num_kills: int) -> None:
             long = num_kills > 10
             bodies = traffic(NUM_STREAMS, max_tokens=(20, 60) if long else (100, 300), grammars=long)
             golden = await answers(watched.client, bodies)
+            most_s = await recomputation_s(watched.client, bodies, golden)
             streams = Streams(watched.client, bodies)
             streaming = asyncio.create_task(streams.keep_going())
-            most_s = await recomputation_s(watched.client, bodies, golden)
             pauses_s, restarts_s = [], []
             for _ in range(num_kills):
                 await asyncio.sleep(draw.uniform(0.0, 2.0 if long else 0.3))
