@@ -7,6 +7,7 @@ more       what is left, which logits [T, V] would make grow with T
 """
 
 import argparse
+import gc
 import json
 import re
 from collections.abc import Callable
@@ -53,6 +54,7 @@ def measure(tokens: int, *, vocab_size: int, hidden_size: int, dtype: torch.dtyp
 
 def peak_of(work: Callable[[], None]) -> int:
     """The most that the process holds during some work, above what it held before, in bytes."""
+    gc.collect()  # what is garbage already shall not go meanwhile
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
     work()

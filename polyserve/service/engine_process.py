@@ -106,7 +106,7 @@ class EngineProcess:
         death = asyncio.create_task(self.died())
         try:
             await asyncio.wait((self._greeting, death), return_when=asyncio.FIRST_COMPLETED)
-            if not self._greeting.done():
+            if not self._greeting.done() and not self._was_killed:
                 await asyncio.wait((self._greeting,), timeout=LAST_WORDS_TIMEOUT_S)
             if not self._greeting.done():
                 raise await death
@@ -162,6 +162,11 @@ class EngineProcess:
         code = await self._process.wait()
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return EngineDead(f"the engine process ended ({how})")
+
+    @property
+    def _was_killed(self) -> bool:
+        """Whether a signal ended it, before it could say anything."""
+        return self._process.returncode is not None and self._process.returncode < 0
 
     @property
     def killed_from_outside(self) -> bool:

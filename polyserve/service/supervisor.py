@@ -29,7 +29,6 @@ STABLE_S = 60.0  # an engine that lived so long was well, even if nobody asked a
 MAX_FRUITLESS = 10  # deaths in a row that brought neither a token nor a narrower suspicion: then it is hopeless
 MAX_PATIENCE = 8  # an engine that was taken for stuck may have been slow: each time it gets twice as long, up to this
 LOAD_PATIENCE = 10  # an engine that loads again is stuck after so many times what the first one took
-BACK_OFF_S = 0.5  # before a restart in such a row
 GIVEN_UP = "the engine ended each time it computed this request; it is given up"
 
 
@@ -201,8 +200,6 @@ class Supervisor:
 
     async def _restart(self) -> None:
         """Start another process, and send it what is live. Raises ModelLoadError, or EngineDead if it ends as well."""
-        if self._num_fruitless > 1:
-            await asyncio.sleep(BACK_OFF_S)
         await self._engine.close()
         self._engine = await EngineProcess.start(self._command)
         self._engine.listen(self._take)

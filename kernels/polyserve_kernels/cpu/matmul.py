@@ -18,13 +18,17 @@ from polyserve_kernels.types import PackedWeight
 
 def multiply(x: Tensor, w: Tensor | PackedWeight, bias: Tensor | None, *, out_dtype: torch.dtype) -> Tensor:
     """The operation without gradients."""
+    return multiply_into(torch.empty(x.shape[0], w.shape[0], dtype=out_dtype), x, w, bias)
+
+
+def multiply_into(y: Tensor, x: Tensor, w: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:
+    """The same into a contiguous y, which is returned."""
     x, w = rows(x), rows(w) if isinstance(w, Tensor) else w
     weights = structs(w)
     bias = None if bias is None else bias.contiguous()
-    y = torch.empty(x.shape[0], w.shape[0], dtype=out_dtype)
     call(
         "ps_matmul", Matmul, x=x, weights=weights, num_weights=len(weights), bias=bias, y=y,
-        T=x.shape[0], N=w.shape[0], K=x.shape[1], x_stride=x.stride(0), dtype=x.dtype, out_dtype=out_dtype,
+        T=x.shape[0], N=w.shape[0], K=x.shape[1], x_stride=x.stride(0), dtype=x.dtype, out_dtype=y.dtype,
     )  # fmt: skip
     return y
 
