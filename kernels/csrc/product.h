@@ -153,9 +153,9 @@ inline void multiply_integers(const ps::Weight& w, const Layout& layout, const T
 constexpr int kMostRows = W == 16 ? 8 : 2, kMostScaledRows = W == 16 ? 6 : 2, kMostTiles = 8;
 constexpr long kMostChannels = 256;  // of a panel
 #if defined(__AVX512BF16__)
-constexpr long kFewRows = 4;  // at most so many are multiplied without a panel
+constexpr int kFewRows = 8;  // at most so many are multiplied without a panel
 #else
-constexpr long kFewRows = 0;
+constexpr int kFewRows = 0;
 #endif
 
 // What one thread needs to unpack tiles; kept from call to call.
@@ -214,35 +214,32 @@ class Product {
 
  private:
 #if defined(__AVX512BF16__)
+  template <int MR = kFewRows>
   void few_rows(long first, long count, float* out, long stride) const {
-    long m = 0;
-    for (; m + 4 <= M_; m += 4) quads<4>(m, first, count, out, stride);
-    for (; m + 2 <= M_; m += 2) quads<2>(m, first, count, out, stride);
-    for (; m < M_; ++m) quads<1>(m, first, count, out, stride);
-  }
-
-  template <int MR>
-  void quads(long m, long first, long count, float* out, long stride) const {
+    if constexpr (MR > 1) {
+      if (M_ < MR) return few_rows<MR - 1>(first, count, out, stride);
+    }
+    constexpr int NT = MR <= 4 ? kQuad : 1;  // more sums would not stay in registers
     for (long t = first; t < first + count;) {
-      const bool whole = t % kQuad == 0 && t + kQuad <= first + count;
+      const bool whole = t % NT == 0 && t + NT <= first + count;
       float* const place = out + (t - first) * kTile;
       with_bits(w_.bits, [&](auto bits) {
         constexpr int BITS = decltype(bits)::value;
-        whole ? integers<BITS, MR, kQuad>(m, t, place, stride) : integers<BITS, MR, 1>(m, t, place, stride);
+        whole ? integers<BITS, MR, NT>(t, place, stride) : integers<BITS, MR, 1>(t, place, stride);
       });
-      t += whole ? kQuad : 1;
+      t += whole ? NT : 1;
     }
   }
 
   template <int BITS, int MR, int NT>
-  void integers(long m, long tile, float* out, long stride) const {
+  void integers(long tile, float* out, long stride) const {
     const bf16* x[MR];
     float* places[MR];
-    for (int i = 0; i < MR; ++i) {
-      x[i] = x_[m + i];
-      places[i] = out + (m + i) * stride;
+    for (int m = 0; m < MR; ++m) {
+      x[m] = x_[m];
+      places[m] = out + m * stride;
     }
-    multiply_integers<BITS, MR, NT>(w_, layout_, table_, tile, num_groups_, x, sums_of(m, 0), M_, places);
+    multiply_integers<BITS, MR, NT>(w_, layout_, table_, tile, num_groups_, x, sums_of(0, 0), M_, places);
   }
 #endif
 
