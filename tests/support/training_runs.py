@@ -20,6 +20,7 @@ batch: {{rows: 4, context: 48, micro_rows: 2}}
 optimizer: {{lr: 1e-2}}
 schedule: {{warmup_steps: 2}}
 z_loss: 1e-4
+dropout: 0.1
 spikes: {{window: 4}}
 checkpoints: {{every: 2, keep: 2}}
 compute: {{device: cpu, threads: 1}}

@@ -26,7 +26,7 @@ LINES = [line(30, 30, 0), line(40, 3, 1), line(5, 1, 2), line(25, 0, 3)]
 
 @pytest.fixture
 def recipe(tmp_path) -> Recipe:
-    return read_recipe(write_recipe(tmp_path, tokenizer=tmp_path, data=tmp_path), ["z_loss=0"])
+    return read_recipe(write_recipe(tmp_path, tokenizer=tmp_path, data=tmp_path), ["z_loss=0", "dropout=0"])
 
 
 def learned(recipe: Recipe, parts: list[Packed]) -> tuple[float, float, dict[str, torch.Tensor]]:

@@ -306,6 +306,7 @@ class Recipe:
     block: int = 2048  # rows in which every stream has its exact share
     schedule: ScheduleRecipe = ScheduleRecipe()
     z_loss: float = 0.0
+    dropout: float = 0.0  # of what embedding, attention and MLP bring, this part is left out
     spikes: SpikeRecipe = SpikeRecipe()
     checkpoints: CheckpointRecipe = CheckpointRecipe()
     validation: ValidationRecipe | None = None
@@ -323,6 +324,8 @@ class Recipe:
         _at_least(self, 1, "block")
         if self.z_loss < 0:
             raise ValueError(f"z_loss must be 0 or more, got {self.z_loss}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be from 0 to below 1, got {self.dropout}")
 
     @property
     def num_steps(self) -> int:

@@ -193,12 +193,13 @@ def _first_weight(whole: Decoder, name: str, *, std: float, seed: int) -> Tensor
         return torch.full(parameter.shape, 1.0 if is_norm else 0.0, dtype=parameter.dtype)
     into_residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
     spread = std / math.sqrt(2 * whole.config.num_layers) if into_residual else std
-    return torch.empty(parameter.shape).normal_(0.0, spread, generator=_generator(seed, name)).to(parameter.dtype)
+    return torch.empty(parameter.shape).normal_(0.0, spread, generator=generator(seed, name)).to(parameter.dtype)
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
+def generator(seed: int, name: str, *, device: torch.device | str = "cpu") -> torch.Generator:
+    """Random numbers of its own for everything that has a name."""
     digest = blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") % 2**63)
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") % 2**63)
 
 
 def flops_per_token(config: ModelConfig, *, context: int) -> float:

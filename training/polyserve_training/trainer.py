@@ -8,6 +8,7 @@ T tokens of a part
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from polyserve.model.forward_context import PackedContext
 from polyserve_kernels import ops
 from polyserve_training.config import Recipe
 from polyserve_training.data.packing import IGNORED, Packed
+from polyserve_training.dropout import Dropout
 from polyserve_training.optimizer import AdamW
 from polyserve_training.parallel import ALONE, Processes
 from polyserve_training.placement import Part
@@ -43,16 +45,19 @@ class Trainer:
         self.device = _head(model).device
         self.optimizer = AdamW(model, recipe.optimizer, processes)
         self._guard = SpikeGuard(recipe.spikes, self.device)
+        self._dropout = Dropout(model, recipe.dropout, seed=recipe.seed)
 
     def step(self, number: int, parts: Sequence[Packed]) -> StepResult:
         """Learn from this process's parts of step `number`, counted from 0."""
         everywhere = self._processes.total(sum(part.num_valid for part in parts))
         num_valid = int(everywhere) // self._processes.tensor  # whose processes have the same parts
         loss = torch.zeros((), device=self.device)
+        numbers = count(self._processes.data_rank, self._processes.data)  # of its rows, among those of the step
         for part in parts:
-            losses = token_losses(self.model, part, z_loss=self._recipe.z_loss, group=self._processes.tensor_group)
-            part_loss = losses.sum() / max(num_valid, 1)
-            part_loss.backward()  # type: ignore[no-untyped-call]
+            with self._dropout.learning(number, list(zip(part.rows, numbers, strict=False))):
+                losses = token_losses(self.model, part, z_loss=self._recipe.z_loss, group=self._processes.tensor_group)
+                part_loss = losses.sum() / max(num_valid, 1)
+                part_loss.backward()  # type: ignore[no-untyped-call]
             loss += part_loss.detach()
         self.optimizer.sum_gradients(loss)
         norm = self.optimizer.gradient_norm()

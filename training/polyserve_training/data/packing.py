@@ -26,6 +26,12 @@ class Packed:
     positions: Ids  # [T]
     cu_seqlens: NDArray[np.int32]  # [S + 1]
     targets: Ids  # [T]
+    lengths: tuple[int, ...] = ()  # of the rows that are packed in it, in tokens; none: it is one row
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The tokens of each row."""
+        return self.lengths or (len(self.token_ids),)
 
     @property
     def num_valid(self) -> int:
@@ -83,10 +89,11 @@ def pack(parts: Sequence[Packed]) -> Packed:
     """Several rows side by side."""
     firsts = accumulate((len(part.token_ids) for part in parts), initial=0)
     bounds = [part.cu_seqlens[:-1] + first for part, first in zip(parts, firsts, strict=False)]
-    length = sum(len(part.token_ids) for part in parts)
+    lengths = tuple(length for part in parts for length in part.rows)
     return Packed(
         np.concatenate([part.token_ids for part in parts]),
         np.concatenate([part.positions for part in parts]),
-        np.concatenate([*bounds, [length]]).astype(np.int32),
+        np.concatenate([*bounds, [sum(lengths)]]).astype(np.int32),
         np.concatenate([part.targets for part in parts]),
+        lengths,
     )
