@@ -4,7 +4,8 @@ Backward  of a tile the logits are computed once more, and their gradients as th
           d_logit = grad (softmax - [id = target]) + grad_lse softmax, softmax = exp(logit - lse), and the cap's slope
           d_hidden += d_logit weight,  d_weight = d_logit^T hidden, summed in float32; bfloat16 operands meet d_logit
           rounded to bfloat16, which has float32's range, and others meet it as it is
-Memory    tiles are computed in the same few tensors: a quarter of the time went into the faults of fresh pages
+Memory    tiles are computed in the same few tensors, and d_weight has large pages: a third of the time went into the
+          faults of fresh pages
 Shapes    T rows   V ids   hidden [T, C]   weight [V, C]   of a tile: logits [ids, rows], because d_weight's product
           runs along rows
 """
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from polyserve_kernels import memory
 from polyserve_kernels.cpu.library import LogitGradient, call
 from polyserve_kernels.cpu.matmul import multiply_into
 from polyserve_kernels.cpu.sampling import scores
@@ -49,7 +51,7 @@ def _backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     dtype = torch.bfloat16 if hidden.dtype == torch.bfloat16 else torch.float32
     d_hidden = hidden.new_zeros(hidden.shape, dtype=torch.float32) if needed[0] else None
-    d_weight = weight.new_empty(weight.shape, dtype=grad_dtype_of(weight)) if needed[1] else None
+    d_weight = memory.zeros(weight.shape, grad_dtype_of(weight)) if needed[1] else None
     scratch = _Scratch()
     for ids in chunks(len(weight), IDS):
         tile = weight[ids]
