@@ -91,7 +91,8 @@ def test_the_end_of_sequence_ends_an_answer_without_its_text() -> None:
     async def test() -> None:
         async with fake_llm() as llm:
             deltas = await answer(llm, "r", [*b"abc", EOS], LONG)
-            assert (text_of(deltas), deltas[-1].finish_reason, deltas[-1].token_ids) == ("abc", "stop", [EOS])
+            last = deltas[-1]  # of several tokens, where they came faster than they were read
+            assert (text_of(deltas), last.finish_reason, last.token_ids[-1]) == ("abc", "stop", EOS)
 
     run(test())
 
