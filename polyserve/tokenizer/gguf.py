@@ -16,6 +16,7 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec  # typ
 
 from polyserve.errors import ModelLoadError
 from polyserve.gguf import GGUFFile
+from polyserve.log import escaped
 from polyserve.tokenizer.base import SpecialIds, Tokenizer
 from polyserve.tokenizer.decoders import BYTE_LEVEL
 from polyserve.tokenizer.huggingface import HuggingFaceTokenizer, surround
@@ -60,7 +61,8 @@ def _byte_level_bpe(file: GGUFFile, chat_template: str | None) -> HuggingFaceTok
             )
         )
     except Exception as error:  # the library raises nothing narrower
-        raise ModelLoadError(f"{file.path}: damaged: the tokenizer's merges do not fit its tokens: {error}") from error
+        reason = escaped(str(error))  # it quotes a token
+        raise ModelLoadError(f"{file.path}: damaged: the tokenizer's merges do not fit its tokens: {reason}") from error
     if rule.normalizer is not None:
         library.normalizer = rule.normalizer()
     library.pre_tokenizer = rule.pre_tokenizer()

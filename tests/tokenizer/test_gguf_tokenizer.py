@@ -164,6 +164,7 @@ def test_the_chat_template_of_the_file_is_used(tmp_path: Path) -> None:
         ({"tokens": ["a", "a", "b"]}, "holds a token twice"),
         ({"merges": None}, "tokenizer.ggml.merges must be an array of strings"),
         ({"merges": ["a zz"]}, "merges do not fit its tokens"),
+        ({"merges": ["a z\nz"]}, r"merges do not fit its tokens: .*z\\nz"),
         ({"kinds": [1, 1]}, "token_type must be an array of 3 numbers, got 2 of them"),
         ({"eos": 3}, "tokenizer.ggml.eos_token_id is 3, and there are 3 tokens"),
     ],
