@@ -1,4 +1,4 @@
-"""Memory on a CPU for what is read again and again: weights, keys and values.
+"""Memory on a CPU for what is large: weights, keys and values, the gradient of a vocabulary.
 
 The system gives it page by page, zeroed, as it is first written, and in large pages where it has them: reading it needs
 fewer translations of addresses then, and filling it fewer faults.

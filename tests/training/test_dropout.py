@@ -6,6 +6,7 @@ import pytest
 import torch
 from training.test_trainer import LINES
 
+from polyserve.errors import TrainingError
 from polyserve_kernels import dispatch
 from polyserve_training.data.packing import Packed, pack
 from polyserve_training.dropout import Dropout
@@ -82,5 +83,5 @@ def test_layers_that_are_computed_again_leave_out_the_same(tmp_path):
 
 
 def test_a_rate_of_one_is_refused(tmp_path):
-    with pytest.raises(Exception, match="dropout must be from 0 to below 1, got 1"):
+    with pytest.raises(TrainingError, match="dropout must be from 0 to below 1, got 1"):
         read_recipe(write_recipe(tmp_path, tokenizer=tmp_path, data=tmp_path), ["dropout=1.0"])
