@@ -83,12 +83,23 @@ inline void store(bf16* p, vf x, long n) { _mm256_mask_storeu_epi16(p, first(n),
 inline void store(fp16* p, vf x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), round_fp16(x)); }
 inline void store(fp16* p, vf x, long n) { _mm256_mask_storeu_epi16(p, first(n), round_fp16(x)); }
 
+// W words of 32 bits, and what is made of them; from halves and to floats.
+inline vi load_words(const void* p) { return _mm512_loadu_si512(p); }
+inline vi load_halves(const void* p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p))); }
+inline vi set_words(int32_t x) { return _mm512_set1_epi32(x); }
+inline vi minus(vi a, vi b) { return _mm512_sub_epi32(a, b); }
+inline vi both(vi a, vi b) { return _mm512_and_si512(a, b); }
+inline vi either(vi a, vi b) { return _mm512_or_si512(a, b); }
+inline vi right(vi a, int bits) { return _mm512_srli_epi32(a, bits); }
+inline vi left(vi a, int bits) { return _mm512_slli_epi32(a, bits); }
+inline vi right(vi a, vi bits) { return _mm512_srlv_epi32(a, bits); }
+inline vf converted(vi x) { return _mm512_cvtepi32_ps(x); }
+
 // 2 W bfloat16, pairs of neighbours in one lane.
 inline vi load_pairs(const bf16* p) { return _mm512_loadu_si512(p); }
 inline vi load_pairs(const bf16* p, long n) {
   return _mm512_maskz_loadu_epi16(static_cast<__mmask32>((1ull << n) - 1), p);
 }
-inline vi set_pairs(int32_t pair) { return _mm512_set1_epi32(pair); }
 inline vf even_of(vi x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
 inline vf odd_of(vi x) { return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(0xffff0000))); }
 
@@ -226,13 +237,23 @@ inline void store(T* p, vf x, long n) {
   std::memcpy(static_cast<void*>(p), copy, sizeof(T) * n);
 }
 
+inline vi load_words(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline vi load_halves(const void* p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
+inline vi set_words(int32_t x) { return _mm256_set1_epi32(x); }
+inline vi minus(vi a, vi b) { return _mm256_sub_epi32(a, b); }
+inline vi both(vi a, vi b) { return _mm256_and_si256(a, b); }
+inline vi either(vi a, vi b) { return _mm256_or_si256(a, b); }
+inline vi right(vi a, int bits) { return _mm256_srli_epi32(a, bits); }
+inline vi left(vi a, int bits) { return _mm256_slli_epi32(a, bits); }
+inline vi right(vi a, vi bits) { return _mm256_srlv_epi32(a, bits); }
+inline vf converted(vi x) { return _mm256_cvtepi32_ps(x); }
+
 inline vi load_pairs(const bf16* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 inline vi load_pairs(const bf16* p, long n) {
   alignas(32) uint16_t copy[16] = {};
   std::memcpy(copy, p, 2 * n);
   return _mm256_load_si256(reinterpret_cast<const __m256i*>(copy));
 }
-inline vi set_pairs(int32_t pair) { return _mm256_set1_epi32(pair); }
 inline vf even_of(vi x) { return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)); }
 inline vf odd_of(vi x) { return _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(0xffff0000))); }
 

@@ -15,11 +15,11 @@
 //                       2, 3 bits      [32] uint8, bits 2 j and 2 j + 1 of lane l: the low 2 bits
 //                       3, 5 bits      then [4] uint32, bit l of word j: the next bit
 //                       6 bits         then [32] uint8, bits 2 j and 2 j + 1 of lane l: the next 2 bits
-//                       8 bits         pairs 0 and 1, then 2 and 3, each [4][2][8]: 8 lanes of one, and of the other;
-//                                      bit 7 is the sign, the others the magnitude, and -0 stands for -128
+//                       8 bits         where they are looked up, pairs 0 and 1, then 2 and 3, each [4][2][8]: 8 lanes of
+//                                      one, and of the other; bit 7 is the sign, the others the magnitude, and -0 stands
+//                                      for -128. Where they are converted, [8][kTile] int8
 //          A weight is (integer - offset) * scale * factor + minimum * factor of minimums.
-// Panel    [channels][kTile] float32, or [channels / 2][kTile][2] bfloat16, which holds every integer exactly: scales
-//          are for the sums of groups.
+// Panel    some channels of a tile by themselves: floats that lie in rows, turned around, or integers as numbers.
 
 #pragma once
 
@@ -33,6 +33,13 @@ namespace PS_ISA {
 constexpr long kTile = 16;
 constexpr long kQuad = 4;          // tiles
 constexpr long kChunk = 8;         // channels of integers that lie together
+
+// Whether integers of 8 bits lie as what looks them up wants them (see integers.h).
+#if defined(__AVX512BF16__)
+constexpr bool kByMagnitude = true;
+#else
+constexpr bool kByMagnitude = false;
+#endif
 
 inline long rounded_up(long n, long to) { return (n + to - 1) / to * to; }
 
@@ -142,6 +149,7 @@ inline vf minimums_of(const ps::Weight& w, const Layout& layout, const Place& pl
 // The integer of lane l of pair j of 8 channels, as it is stored.
 template <int BITS>
 inline int integer_of(const uint8_t* chunk, int j, int l) {
+  if constexpr (BITS == 8 && !kByMagnitude) return static_cast<int8_t>(chunk[(2 * j + l % 2) * kTile + l / 2]);
   if constexpr (BITS == 8) {
     const int code = chunk[64 * (j / 2) + 16 * (l / 8) + 8 * (j % 2) + l % 8], magnitude = code & 127;
     return code < 128 ? magnitude : magnitude == 0 ? -128 : -magnitude;
@@ -166,109 +174,6 @@ inline int integer_of(const uint8_t* chunk, int j, int l) {
   return x;
 }
 
-// bfloat16 of each integer less an offset, to look up. The bits of an index above the weight's own do not count. Of 8 bits
-// by magnitude, in bytes: the low ones, then the high ones with a plus and with a minus.
-struct Table {
-  alignas(64) bf16 entries[64];
-  alignas(64) uint8_t bytes[3][128];
-  explicit Table(const ps::Weight& w) {
-    if (w.bits == 8) {
-      for (int i = 0; i < 128; ++i) {
-        const uint16_t plus = rounded<bf16>(static_cast<float>(i)).bits, minus = rounded<bf16>(static_cast<float>(i == 0 ? -128 : -i)).bits;
-        bytes[0][i] = static_cast<uint8_t>(plus);  // 0 and -128 have the same
-        bytes[1][i] = static_cast<uint8_t>(plus >> 8);
-        bytes[2][i] = static_cast<uint8_t>(minus >> 8);
-      }
-      return;
-    }
-    for (int i = 0; i < 64; ++i) entries[i] = rounded<bf16>(static_cast<float>((i & ((1 << w.bits) - 1)) - w.offset));
-  }
-};
-
-#if defined(__AVX512BF16__)
-
-// A table in registers.
-template <int BITS>
-struct Lookup {
-  vi parts[BITS == 8 ? 6 : BITS == 6 ? 2 : 1];
-  explicit Lookup(const Table& table) {
-    const uint8_t* from = BITS == 8 ? table.bytes[0] : reinterpret_cast<const uint8_t*>(table.entries);
-    for (vi& part : parts) {
-      part = _mm512_load_si512(from);
-      from += 64;
-    }
-  }
-};
-
-// The four pairs of 8 channels as bfloat16.
-template <int BITS>
-inline void unpack_chunk(const uint8_t* chunk, const Lookup<BITS>& lookup, vi pairs[4]) {
-  const vi* const parts = lookup.parts;
-  if constexpr (BITS == 8) {
-    for (int half = 0; half < 2; ++half) {
-      const vi codes = _mm512_loadu_si512(chunk + 64 * half);
-      const __mmask64 minus = _mm512_movepi8_mask(codes);
-      const vi low = _mm512_permutex2var_epi8(parts[0], codes, parts[1]);
-      vi high = _mm512_mask2_permutex2var_epi8(parts[4], codes, minus, parts[5]);
-      high = _mm512_mask2_permutex2var_epi8(parts[2], high, _knot_mask64(minus), parts[3]);
-      pairs[2 * half] = _mm512_unpacklo_epi8(low, high);
-      pairs[2 * half + 1] = _mm512_unpackhi_epi8(low, high);
-    }
-    return;
-  }
-  constexpr int low_bits = BITS <= 3 ? 2 : 4;
-  const vi mask = _mm512_set1_epi16((1 << low_bits) - 1);
-  const vi base = BITS <= 3 ? _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(chunk))) : _mm512_loadu_si512(chunk);
-  const uint8_t* more = chunk + (BITS <= 3 ? 32 : 64);
-  const vi upper = BITS == 6 ? _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(more))) : base;
-  for (int j = 0; j < 4; ++j) {
-    vi index = _mm512_srli_epi16(base, low_bits * j);
-    if constexpr (BITS == 3 || BITS >= 5) index = _mm512_and_si512(index, mask);  // the others' tables repeat
-    if constexpr (BITS == 3 || BITS == 5) {
-      uint32_t bits;
-      std::memcpy(&bits, more + 4 * j, 4);
-      index = _mm512_or_si512(index, _mm512_maskz_set1_epi16(bits, 1 << (BITS - 1)));
-    }
-    if constexpr (BITS == 6) {
-      const vi two = _mm512_and_si512(_mm512_srli_epi16(upper, 2 * j), _mm512_set1_epi16(3));
-      pairs[j] = _mm512_permutex2var_epi16(parts[0], _mm512_or_si512(index, _mm512_slli_epi16(two, 4)), parts[1]);
-    } else {
-      pairs[j] = _mm512_permutexvar_epi16(index, parts[0]);
-    }
-  }
-}
-
-#endif
-
-template <int BITS, class P>
-inline void unpack_values(const ps::Weight& w, [[maybe_unused]] const Table& table, const uint8_t* values, long channels, P* panel) {
-#if defined(__AVX512BF16__)
-  if constexpr (std::is_same_v<P, bf16>) {
-    const Lookup<BITS> lookup(table);
-    for (long c = 0; c < channels; c += kChunk, values += kTile * BITS, panel += kChunk * kTile) {
-      vi pairs[4];
-      unpack_chunk<BITS>(values, lookup, pairs);
-      for (int j = 0; j < 4; ++j) _mm512_storeu_si512(panel + 32 * j, pairs[j]);
-    }
-    return;
-  }
-#endif
-  for (long c = 0; c < channels; c += kChunk, values += kTile * BITS, panel += kChunk * kTile) {
-    for (int j = 0; j < 4; ++j) {
-      for (int l = 0; l < 32; ++l) {
-        const float x = static_cast<float>(integer_of<BITS>(values, j, l) - w.offset);
-        if constexpr (std::is_same_v<P, bf16>) {
-          uint32_t bits;
-          std::memcpy(&bits, &x, 4);
-          panel[32 * j + l] = {static_cast<uint16_t>(bits >> 16)};  // exact
-        } else {
-          panel[(2 * j + l % 2) * kTile + l / 2] = x;
-        }
-      }
-    }
-  }
-}
-
 // Call body with the number of bits as a constant.
 template <class Body>
 inline void with_bits(int bits, Body body) {
@@ -283,14 +188,14 @@ inline void with_bits(int bits, Body body) {
 }
 
 // Floats of rows that lie as torch keeps them: channels of up to kTile rows turned around. Padding is zeros.
-template <class T, class P>
-inline void turn(const ps::Weight& w, long tile, long channel, long channels, P* panel) {
+template <class T>
+inline void turn(const ps::Weight& w, long tile, long channel, long channels, T* panel) {
   const T* rows = static_cast<const T*>(w.data) + tile * kTile * w.stride;
   const long count = std::min(kTile, w.rows - tile * kTile), known = std::min(channels, w.channels - channel);
-  if (count < kTile || known < channels) std::memset(static_cast<void*>(panel), 0, sizeof(P) * channels * kTile);
+  if (count < kTile || known < channels) std::memset(static_cast<void*>(panel), 0, sizeof(T) * channels * kTile);
   constexpr long at_once = kTile * 4 / sizeof(T);  // channels whose words make a square with kTile rows
   long turned = 0;
-  if constexpr (std::is_same_v<T, P>) {
+  if constexpr (!std::is_same_v<T, fp16>) {
     for (; count == kTile && turned + at_once <= known; turned += at_once) {
       for (long r = 0; r < kTile; r += W) {
         for (long word = 0; word < kTile; word += W) {
@@ -303,34 +208,16 @@ inline void turn(const ps::Weight& w, long tile, long channel, long channels, P*
   for (long r = 0; r < count; ++r) {
     const T* row = rows + r * w.stride + channel;
     for (long c = turned; c < known; ++c) {
-      if constexpr (std::is_same_v<T, bf16>) {
-        static_assert(std::is_same_v<P, bf16>);
-        panel[c / 2 * 2 * kTile + 2 * r + c % 2] = row[c];
-      } else {
-        panel[c * kTile + r] = widened(row[c]);
-      }
+      panel[std::is_same_v<T, bf16> ? c / 2 * 2 * kTile + 2 * r + c % 2 : c * kTile + r] = row[c];
     }
   }
 }
 
-// Channels of a tile of floats as a panel: where they lie, if they lie as one, else in `own`.
-template <class P>
-inline const P* panel_of(const ps::Weight& w, const Layout& layout, long tile, long channel, long channels, P* own) {
-  const long place = (tile * layout.channels + channel) * kTile;
-  if constexpr (std::is_same_v<P, bf16>) {
-    if (w.stride == 0) return static_cast<const bf16*>(w.data) + place;
-    turn<bf16>(w, tile, channel, channels, own);
-  } else if (w.dtype == ps::kFloat32) {
-    if (w.stride == 0) return static_cast<const float*>(w.data) + place;
-    turn<float>(w, tile, channel, channels, own);
-  } else {
-    if (w.stride != 0) {
-      turn<fp16>(w, tile, channel, channels, own);
-    } else {
-      const fp16* values = static_cast<const fp16*>(w.data) + place;
-      for (long i = 0; i < channels * kTile; i += W) store(own + i, load(values + i));
-    }
-  }
+// Channels of a tile of floats: where they lie, if they lie as one, else as a panel in `own`.
+template <class T>
+inline const T* panel_of(const ps::Weight& w, const Layout& layout, long tile, long channel, long channels, T* own) {
+  if (w.stride == 0) return static_cast<const T*>(w.data) + (tile * layout.channels + channel) * kTile;
+  turn(w, tile, channel, channels, own);
   return own;
 }
 

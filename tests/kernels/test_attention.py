@@ -59,8 +59,8 @@ def test_the_log_sum_exp_is_as_exact_as_torch(dtype, lens):
 
 
 def test_scores_of_hundreds_do_not_overflow(backend):
-    lens = [70] if backend == "triton" else [200]
-    q, k, v = heads(sum(lens), 2, 1, 16, torch.float32)
+    lens, num_heads = ([70], 2) if backend == "triton" else ([200], 32)  # in one head alone it is chance who errs less
+    q, k, v = heads(sum(lens), num_heads, 1, 16, torch.float32)
     exact = plain_attention(q.double(), k.double(), v.double(), lens, scale=200.0)
     eager = plain_attention(q, k, v, lens, scale=200.0)
     assert_as_good_as_torch(ops.attention_varlen(q, k, v, bounds(lens), scale=200.0), eager, exact)
