@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--num-streams", type=int, default=32)
     parser.add_argument("--num-words", type=int, default=32, help="of each prompt")
     parser.add_argument("--num-tokens", type=int, default=64, help="of each answer")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=28)
     run(**vars(parser.parse_args()))
 
 

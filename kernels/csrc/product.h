@@ -193,9 +193,9 @@ constexpr long kMostChannels = 256;  // of a panel
 // What one thread needs to unpack tiles; kept from call to call.
 template <class P>
 struct Panels {
-  std::vector<P> values;
+  std::vector<P> values, widened;
   std::vector<float> scales, minimums;
-  Panels() : values(kMostTiles * kMostChannels * kTile), scales(values.size() / 8), minimums(values.size() / 8) {}
+  Panels() : values(kMostTiles * kMostChannels * kTile), widened(kSharedTiles * kMostChannels * kTile), scales(values.size() / 8), minimums(values.size() / 8) {}
   static Panels& of_this_thread() {
     static thread_local Panels panels;
     return panels;
@@ -280,13 +280,36 @@ class Product {
   template <int NT, class S>
   void float_groups(long tile, long g, long num, long group, float* out, long stride) const {
     const long size = num * group * kTile;
-    S* const own = reinterpret_cast<S*>(Panels<P>::of_this_thread().values.data());
+    Panels<P>& own = Panels<P>::of_this_thread();
     const S* w[NT];
-    for (int t = 0; t < NT; ++t) w[t] = panel_of<S>(w_, layout_, tile + t, g * group_, num * group, own + t * size);
+    for (int t = 0; t < NT; ++t) {
+      w[t] = panel_of<S>(w_, layout_, tile + t, g * group_, num * group, reinterpret_cast<S*>(own.values.data()) + t * size);
+    }
+    if constexpr (!std::is_same_v<S, P>) {
+      if (M_ > 2 * kMostRows) return widened_groups<NT>(w, g, num, group, out, stride);
+    }
     all_rows<NT, kMostRows>([&](auto count, long m, Rows<P> x, float* place) {
       // The last rows find this panel in a cache, and see to the next one.
       const long ahead = m > 0 && m + count == M_ && w_.stride == 0 ? size : 0;
       multiply<P, S, count, NT, false, false>(x, w, nullptr, nullptr, 0, num, group, place, stride, ahead);
+    }, g, out, stride);
+  }
+
+  // Floats that are stored smaller are widened once for many rows, in each product for a few.
+  template <int NT, class S>
+  void widened_groups(const S* const* stored, long g, long num, long group, float* out, long stride) const {
+    using L = Lane<P>;
+    P* const panels = Panels<P>::of_this_thread().widened.data();
+    const P* w[NT];
+    for (int t = 0; t < NT; ++t) {
+      P* const panel = panels + t * num * group * kTile;
+      for (long k = 0; k < num * group; ++k) {
+        for (long row = 0; row < kTile; row += W) L::store(panel + k * kTile + row, L::of(stored[t], k, row));
+      }
+      w[t] = panel;
+    }
+    all_rows<NT, kMostRows>([&](auto count, long, Rows<P> x, float* place) {
+      multiply<P, P, count, NT, false, false>(x, w, nullptr, nullptr, 0, num, group, place, stride, 0);
     }, g, out, stride);
   }
 
