@@ -57,7 +57,7 @@ class Chunk<BITS, float> {
     if constexpr (BITS == 6) x = either(x, left(both(right(high_, 2 * (c / 2) + 8 * (c % 2)), set_words(3)), 4));
     if constexpr (BITS == 3 || BITS == 5) {
       int32_t word;
-      std::memcpy(&word, chunk_ + 2 * low_bits * kTile / 2 + 4 * (c / 2), 4);
+      std::memcpy(&word, chunk_ + low_bits * kTile + 4 * (c / 2), 4);
       const vi bit = right(set_words(word), places_);
       x = either(x, left(both(c % 2 == 0 ? bit : right(bit, 1), set_words(1)), BITS - 1));
     }

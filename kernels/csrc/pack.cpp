@@ -28,12 +28,12 @@ uint32_t gathered(uint64_t bytes) {
 
 // 8 channels of one row into its lane, whose bits are zeros.
 void put_chunk(long bits, uint8_t* chunk, long lane, const uint8_t* integers) {
-  uint64_t bytes;
-  std::memcpy(&bytes, integers, 8);
   if (bits == 8 && !kByMagnitude) {
     for (long c = 0; c < kChunk; ++c) chunk[c * kTile + lane] = integers[c];
     return;
   }
+  uint64_t bytes;
+  std::memcpy(&bytes, integers, 8);
   if (bits == 8) {
     const uint64_t minus = bytes >> 7 & 0x0101010101010101;  // of each byte
     bytes = ((bytes ^ minus * 255) + minus) | minus << 7;
