@@ -58,13 +58,18 @@ def read_bandwidth(num_threads: int) -> float:
 
 
 def matrix_rate(num_threads: int) -> float:
-    """Operations a second of a large bf16 product, at its best: what torch's own library makes of this processor."""
+    """Operations a second of a large product, at its best: what torch's own library makes of this processor.
+
+    Of bfloat16 where the processor multiplies it, elsewhere of float32, as which it is multiplied there."""
     import torch
 
+    from polyserve_kernels import processor
+
+    dtype = torch.bfloat16 if processor.multiplies_bfloat16() else torch.float32
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
-        a, b = (torch.ones(MATRIX_SIZE, MATRIX_SIZE, dtype=torch.bfloat16) for _ in range(2))
+        a, b = (torch.ones(MATRIX_SIZE, MATRIX_SIZE, dtype=dtype) for _ in range(2))
         torch.mm(a, b)
         best = float("inf")
         end = time.monotonic() + READ_SECONDS

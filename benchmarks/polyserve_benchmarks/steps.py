@@ -2,7 +2,7 @@
 
 step       median time between two tokens of a stream while every stream generates, after `context` tokens each
 bytes      weights once, and each stream's keys and values, over the memory bandwidth measured in this run
-operations two for each weight and stream, and those of attention, over the rate of torch's own bf16 product in this run
+operations two for each weight and stream, and those of attention, over the rate of torch's own products in this run
 predicted  the longer of the two: at best one hides behind the other
 Every stream has a prompt of its own, and so its own keys and values. Cells whose prompts together are longer than
 `max_prompt_tokens`, or that the model does not take, are left out.

@@ -80,7 +80,8 @@ async def _run(
         from polyserve.api.tracing import Tracing
 
         tracing = Tracing(server.otlp_traces_endpoint, model_name=model_names[0])
-    started = await unless(stop.asked, Supervisor.start(engine, step_timeout_s=server.step_timeout))
+    starting = Supervisor.start(engine, step_timeout_s=server.step_timeout, spare=server.spare_engine)
+    started = await unless(stop.asked, starting)
     if started is None:
         return EXIT_STOPPED
 

@@ -12,6 +12,7 @@ when the front was killed. Signals meant for the front (Ctrl-C, a service manage
 import contextlib
 import faulthandler
 import gc
+import importlib
 import os
 import shutil
 import signal
@@ -34,6 +35,7 @@ from polyserve.request import Request, SequenceOutput, Vocabulary
 from polyserve.service.last_step import StepRecorder
 from polyserve.service.messages import (
     MAX_UNHEARD,
+    SPARE,
     Abort,
     Add,
     EngineStats,
@@ -55,6 +57,7 @@ log = get_logger(__name__)
 
 EXIT_NOT_LOADED = 2
 GREETING_TIMEOUT_MS = 10_000  # how long a failed start waits for a front to tell it to
+SPARE_NICENESS = 10  # while it imports, a tenth of a core that others are busy on
 IDLE_MS = 1000  # without a message before what may be needed later is prepared
 
 
@@ -77,10 +80,12 @@ def main(make_engine: Callable[[EngineConfig], "Engine"] = load_engine) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     faulthandler.enable()
+    if SPARE in sys.argv:
+        threading.Thread(target=_import_engine, name="imports", daemon=True).start()
     with open(0, "rb", buffering=0, closefd=False) as lifeline:  # unbuffered: nothing is read ahead of the line
         line = lifeline.readline()
     if not line:
-        return 0  # the front ended before it said anything
+        os._exit(0)  # the front ended before it said anything; a spare may still import
     start = msgspec.json.decode(line, type=Start)
     set_up_logging(start.log_level, start.log_format)
     threading.Thread(target=_end_with_the_front, args=(Path(start.socket),), name="lifeline", daemon=True).start()
@@ -102,6 +107,13 @@ def main(make_engine: Callable[[EngineConfig], "Engine"] = load_engine) -> int:
         engine.watch(StepRecorder(Path(start.socket).parent).record)
         CoreLoop(engine, socket).run()
     return 0
+
+
+def _import_engine() -> None:
+    """While a spare waits; who needs it sooner waits for the rest. Linux lets this thread alone give way to others."""
+    os.nice(SPARE_NICENESS)
+    importlib.import_module("polyserve.engine.engine")
+    importlib.import_module("polyserve.tokenizer.load")
 
 
 def _end_with_the_front(socket: Path) -> None:

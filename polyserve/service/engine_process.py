@@ -27,6 +27,7 @@ from polyserve.openmp import ENVIRONMENT
 from polyserve.service.last_step import last_step
 from polyserve.service.messages import (
     HEARD_EVERY,
+    SPARE,
     EngineMessage,
     Failed,
     FrontMessage,
@@ -65,16 +66,18 @@ class EngineProcess:
         self._greeting: asyncio.Future[Ready | Failed] = self._loop.create_future()
         self._deliver: Callable[[Outputs], None] = _ignore
         self._num_new = 0  # Outputs that it has not been told were heard
-        self._last_word = time.monotonic()
-        self._oom_kills = _num_oom_kills()
+        self._last_word, self._oom_kills = time.monotonic(), _num_oom_kills()
 
     @classmethod
-    async def start(cls, command: Sequence[str] = COMMAND) -> "EngineProcess":
-        """Start the process, out of the terminal's reach: Ctrl-C is for the front. It waits to be told what to load."""
+    async def start(cls, command: Sequence[str] = COMMAND, *, spare: bool = False) -> "EngineProcess":
+        """Start the process, out of the terminal's reach: Ctrl-C is for the front. It waits to be told what to load.
+
+        spare: it uses the time to import what it will need."""
         folder = Path(tempfile.mkdtemp(prefix="polyserve-"))
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
+                *([SPARE] if spare else []),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=2,  # standard output belongs to the front's user
                 env=ENVIRONMENT | os.environ,
@@ -99,6 +102,7 @@ class EngineProcess:
         level = logging.getLevelName(log.getEffectiveLevel())
         start = Start(config, str(self._socket_path), level.lower(), log_form())
         self._process.stdin.write(msgspec.json.encode(start) + b"\n")
+        self._last_word, self._oom_kills = time.monotonic(), _num_oom_kills()
         self.send(Hello())
 
     async def ready(self) -> Ready:
@@ -162,6 +166,10 @@ class EngineProcess:
         code = await self._process.wait()
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return EngineDead(f"the engine process ended ({how})")
+
+    @property
+    def alive(self) -> bool:
+        return self._process.returncode is None
 
     @property
     def _was_killed(self) -> bool:

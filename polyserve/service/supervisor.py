@@ -20,6 +20,7 @@ from polyserve.request import SequenceOutput
 from polyserve.service.engine_process import COMMAND, EngineProcess
 from polyserve.service.journal import Entry, Journal
 from polyserve.service.messages import Abort, Add, Outputs, Ready, SetLogLevel
+from polyserve.service.spare import Spare
 from polyserve.service.suspects import judge, release
 
 log = get_logger(__name__)
@@ -36,11 +37,17 @@ class Supervisor:
     """Made by `start`. `num_restarts` counts since the start."""
 
     def __init__(
-        self, engine: EngineProcess, config: EngineConfig, command: Sequence[str], *, step_timeout_s: float
+        self,
+        engine: EngineProcess,
+        config: EngineConfig,
+        command: Sequence[str],
+        *,
+        step_timeout_s: float,
+        spare: bool = False,
     ) -> None:
         self._engine = engine
         self.config = config
-        self._command = command
+        self._spare = Spare(command, wanted=spare)
         self._step_timeout_s = step_timeout_s
         self._patience = 1  # times the timeout
         self._longest_silence_s = 0.0  # of this process
@@ -58,11 +65,17 @@ class Supervisor:
 
     @classmethod
     async def start(
-        cls, config: EngineConfig, command: Sequence[str] = COMMAND, *, step_timeout_s: float = STEP_TIMEOUT_S
+        cls,
+        config: EngineConfig,
+        command: Sequence[str] = COMMAND,
+        *,
+        step_timeout_s: float = STEP_TIMEOUT_S,
+        spare: bool = False,
     ) -> tuple["Supervisor", Path]:
         """An engine process that has begun to load a model, and where the model is. Raises ModelLoadError.
 
         command: what is run as the engine process.  step_timeout_s: an engine that is silent for longer is stuck.
+        spare: whether another process is kept at hand.
         """
         engine = await EngineProcess.start(command)
         try:
@@ -72,7 +85,7 @@ class Supervisor:
         except BaseException:
             await engine.close()
             raise
-        return cls(engine, config, command, step_timeout_s=step_timeout_s), path
+        return cls(engine, config, command, step_timeout_s=step_timeout_s, spare=spare), path
 
     @property
     def pid(self) -> int:
@@ -113,6 +126,7 @@ class Supervisor:
     async def supervise(self) -> EngineDead:
         """Start the engine again whenever it ends, until that is hopeless. Returns why."""
         while True:
+            await self._spare.prepare()
             death = await self._down()
             self._running = False
             log.error("%s with %d requests in it", death.message, len(self._journal))
@@ -127,8 +141,8 @@ class Supervisor:
                 continue  # `_down` sees the same death
 
     async def close(self) -> None:
-        """End the engine process."""
-        await self._engine.close()
+        """End the engine process, and the next one."""
+        await asyncio.gather(self._engine.close(), self._spare.close())
 
     # ---- watching ----
 
@@ -201,7 +215,7 @@ class Supervisor:
     async def _restart(self) -> None:
         """Start another process, and send it what is live. Raises ModelLoadError, or EngineDead if it ends as well."""
         await self._engine.close()
-        self._engine = await EngineProcess.start(self._command)
+        self._engine = await self._spare.take()
         self._engine.listen(self._take)
         self._engine.load(self.config)
         self._began, self._longest_silence_s = time.monotonic(), 0.0

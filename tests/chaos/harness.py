@@ -234,10 +234,15 @@ class Watched:
 
     @property
     def engine(self) -> psutil.Process | None:
-        """The engine process, if there is one at the moment."""
+        """The engine process, if there is one at the moment; a spare one is younger."""
         with suppress(psutil.Error):
-            return next((child for child in self.front.children() if ENGINE in child.cmdline()), None)
+            return next(iter(self._engines()), None)
         return None
+
+    def _engines(self) -> list[psutil.Process]:
+        """The oldest first."""
+        engines = [child for child in self.front.children() if ENGINE in child.cmdline()]
+        return sorted(engines, key=psutil.Process.create_time)
 
     async def gauges(self) -> dict[str, float]:
         """Every sample of `/metrics` without labels."""
@@ -271,8 +276,9 @@ class Watched:
         return False
 
     def anonymous_bytes(self) -> int:
-        """Memory of front and engine that is theirs alone and backed by no file."""
-        return sum(_anonymous_bytes(process.pid) for process in (self.front, *self.front.children()))
+        """Memory of front, engine and helpers that is theirs alone and backed by no file. A spare engine may import."""
+        spare = self._engines()[1:]
+        return sum(_anonymous_bytes(x.pid) for x in (self.front, *self.front.children()) if x not in spare)
 
     def processor_seconds(self) -> dict[str, float]:
         """What each process has computed so far; `client` is this one."""

@@ -15,6 +15,7 @@ from support.served_model import served
 
 NUM_STREAMS = 32
 NUM_STOPS = 5
+RESTARTS = "polyserve_engine_restarts_total"
 
 
 class Streams:
@@ -77,13 +78,14 @@ async def recomputation_s(client: Client, bodies: list[dict[str, object]], golde
 
 
 async def signal_engine(watched: Watched, number: int) -> float:
-    """Returns when that was, once another engine is there."""
+    """Returns when that was, once another engine begins to load."""
     while (engine := watched.engine) is None:  # between two processes
         await asyncio.sleep(0.005)
+    restarts = (await watched.gauges())[RESTARTS]
     began = time.monotonic()
     with suppress(ProcessLookupError):
         os.kill(engine.pid, number)
-    while watched.engine in (None, engine):
+    while (await watched.gauges())[RESTARTS] == restarts:
         await asyncio.sleep(0.005)
     return began
 

@@ -21,9 +21,9 @@ class Served:
 
 
 def engine_of(front: int) -> psutil.Process:
-    """The engine process of a front; chat templates are rendered in another child."""
-    (engine,) = (child for child in psutil.Process(front).children() if "core_process" in " ".join(child.cmdline()))
-    return engine
+    """The engine process of a front; a spare one is younger, and chat templates are rendered in another child."""
+    engines = (child for child in psutil.Process(front).children() if "core_process" in " ".join(child.cmdline()))
+    return min(engines, key=psutil.Process.create_time)
 
 
 @contextmanager

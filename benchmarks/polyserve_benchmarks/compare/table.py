@@ -43,7 +43,7 @@ def markdown(document: dict[str, Any]) -> str:
     caption = (
         f"**{document['model']}, {document['precision']}**: {workload['input_len']} tokens in,"
         f" {workload['output_len']} out, greedy, {document['threads']} threads, medians of {document['rounds']} rounds."
-        f" {document['machine']['cpu']}: memory read at {limits['bytes_per_second'] / 1e9:.1f} GB/s, bf16 products at"
+        f" {document['machine']['cpu']}: memory read at {limits['bytes_per_second'] / 1e9:.1f} GB/s, products at"
         f" {limits['flops_per_second'] / 1e12:.2f} TFLOP/s; a step reads {limits['step_bytes'] / 1e6:.0f} MB."
     )
     head, *rows = cells(document)
