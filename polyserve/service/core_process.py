@@ -12,7 +12,6 @@ when the front was killed. Signals meant for the front (Ctrl-C, a service manage
 import contextlib
 import faulthandler
 import gc
-import importlib
 import os
 import shutil
 import signal
@@ -32,10 +31,10 @@ from polyserve.config import EngineConfig
 from polyserve.errors import InvalidRequest, ModelLoadError
 from polyserve.log import get_logger, set_up_logging
 from polyserve.request import Request, SequenceOutput, Vocabulary
+from polyserve.service.fork_server import FORK_SERVER, fork_on_demand
 from polyserve.service.last_step import StepRecorder
 from polyserve.service.messages import (
     MAX_UNHEARD,
-    SPARE,
     Abort,
     Add,
     EngineStats,
@@ -55,9 +54,9 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+NAME = "polyserve-core"  # of an engine, for who lists processes: a fork has its server's command line
 EXIT_NOT_LOADED = 2
 GREETING_TIMEOUT_MS = 10_000  # how long a failed start waits for a front to tell it to
-SPARE_NICENESS = 10  # while it imports, a tenth of a core that others are busy on
 IDLE_MS = 1000  # without a message before what may be needed later is prepared
 
 
@@ -80,13 +79,15 @@ def main(make_engine: Callable[[EngineConfig], "Engine"] = load_engine) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     faulthandler.enable()
-    if SPARE in sys.argv:
-        threading.Thread(target=_import_engine, name="imports", daemon=True).start()
+    if FORK_SERVER in sys.argv:
+        fork_on_demand()
     with open(0, "rb", buffering=0, closefd=False) as lifeline:  # unbuffered: nothing is read ahead of the line
         line = lifeline.readline()
     if not line:
-        os._exit(0)  # the front ended before it said anything; a spare may still import
+        return 0  # the front ended before it said anything
     start = msgspec.json.decode(line, type=Start)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(NAME)
     set_up_logging(start.log_level, start.log_format)
     threading.Thread(target=_end_with_the_front, args=(Path(start.socket),), name="lifeline", daemon=True).start()
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
@@ -107,13 +108,6 @@ def main(make_engine: Callable[[EngineConfig], "Engine"] = load_engine) -> int:
         engine.watch(StepRecorder(Path(start.socket).parent).record)
         CoreLoop(engine, socket).run()
     return 0
-
-
-def _import_engine() -> None:
-    """While a spare waits; who needs it sooner waits for the rest. Linux lets this thread alone give way to others."""
-    os.nice(SPARE_NICENESS)
-    importlib.import_module("polyserve.engine.engine")
-    importlib.import_module("polyserve.tokenizer.load")
 
 
 def _end_with_the_front(socket: Path) -> None:

@@ -14,8 +14,9 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import zmq
@@ -27,7 +28,6 @@ from polyserve.openmp import ENVIRONMENT
 from polyserve.service.last_step import last_step
 from polyserve.service.messages import (
     HEARD_EVERY,
-    SPARE,
     EngineMessage,
     Failed,
     FrontMessage,
@@ -48,12 +48,41 @@ READABLE = int(zmq.POLLIN)  # as an enumeration's flag it would cost more than t
 STACKS_TIMEOUT_S = 2.0  # how long a stuck engine may take to write its stacks before it is killed
 
 
+async def start_process(
+    command: Sequence[str], *, stdin: int, environment: Mapping[str, str] = ENVIRONMENT
+) -> asyncio.subprocess.Process:
+    """Start a process out of the terminal's reach. Ctrl-C is for the front, standard output for the front's user."""
+    return await asyncio.create_subprocess_exec(
+        *command, stdin=stdin, stdout=2, env={**environment, **os.environ}, start_new_session=True
+    )
+
+
+class Process(Protocol):
+    """What is asked of a process: `asyncio.subprocess.Process`, and what spare.py makes of a fork."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def stdin(self) -> "Lifeline | None": ...
+    @property
+    def returncode(self) -> int | None: ...
+    async def wait(self) -> int: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def kill(self) -> None: ...
+
+
+class Lifeline(Protocol):
+    def write(self, data: bytes, /) -> object: ...
+    def close(self) -> None: ...
+
+
 class EngineProcess:
     """One engine process and the socket to it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, folder: Path) -> None:
+    def __init__(self, process: Process) -> None:
+        """process: it waits to be told what to load."""
         self._process = process
-        self._folder = folder
+        self._folder = Path(tempfile.mkdtemp(prefix="polyserve-"))
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[EngineMessage] = msgspec.msgpack.Decoder(EngineMessage)
         self._context = zmq.Context()
@@ -66,27 +95,13 @@ class EngineProcess:
         self._greeting: asyncio.Future[Ready | Failed] = self._loop.create_future()
         self._deliver: Callable[[Outputs], None] = _ignore
         self._num_new = 0  # Outputs that it has not been told were heard
-        self._last_word, self._oom_kills = time.monotonic(), _num_oom_kills()
+        self._last_word = time.monotonic()
+        self._oom_kills = _num_oom_kills()
 
     @classmethod
-    async def start(cls, command: Sequence[str] = COMMAND, *, spare: bool = False) -> "EngineProcess":
-        """Start the process, out of the terminal's reach: Ctrl-C is for the front. It waits to be told what to load.
-
-        spare: it uses the time to import what it will need."""
-        folder = Path(tempfile.mkdtemp(prefix="polyserve-"))
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                *([SPARE] if spare else []),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=2,  # standard output belongs to the front's user
-                env=ENVIRONMENT | os.environ,
-                start_new_session=True,
-            )
-            return cls(process, folder)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+    async def start(cls, command: Sequence[str] = COMMAND) -> "EngineProcess":
+        """Start the process."""
+        return cls(await start_process(command, stdin=asyncio.subprocess.PIPE))
 
     @property
     def pid(self) -> int:
@@ -101,8 +116,8 @@ class EngineProcess:
         assert self._process.stdin is not None
         level = logging.getLevelName(log.getEffectiveLevel())
         start = Start(config, str(self._socket_path), level.lower(), log_form())
-        self._process.stdin.write(msgspec.json.encode(start) + b"\n")
-        self._last_word, self._oom_kills = time.monotonic(), _num_oom_kills()
+        with contextlib.suppress(BrokenPipeError):  # it has ended: `ready` says so
+            self._process.stdin.write(msgspec.json.encode(start) + b"\n")
         self.send(Hello())
 
     async def ready(self) -> Ready:
@@ -166,10 +181,6 @@ class EngineProcess:
         code = await self._process.wait()
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return EngineDead(f"the engine process ended ({how})")
-
-    @property
-    def alive(self) -> bool:
-        return self._process.returncode is None
 
     @property
     def _was_killed(self) -> bool:

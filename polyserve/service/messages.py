@@ -14,7 +14,6 @@ from polyserve.request import Request, SequenceOutput
 
 MAX_UNHEARD = 256  # Outputs between the engine and a front that have not been taken in
 HEARD_EVERY = 32
-SPARE = "--spare"  # of a process that is started long before its Start comes
 
 
 class Start(msgspec.Struct, frozen=True):

@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 
 import psutil
 
+from polyserve.service.core_process import NAME
+from polyserve.service.fork_server import FORK_SERVER
 from support.served_model import Served
 
 NUMBERS = {"type": "array", "items": {"type": "integer"}, "minItems": 10}
-ENGINE = "polyserve.service.core_process"
 TEXT = "Die Hauptstadt von 北京 is the river и la casa de una 猫 that was once upon time"
 
 
@@ -234,15 +235,10 @@ class Watched:
 
     @property
     def engine(self) -> psutil.Process | None:
-        """The engine process, if there is one at the moment; a spare one is younger."""
+        """The engine process, if there is one at the moment."""
         with suppress(psutil.Error):
-            return next(iter(self._engines()), None)
+            return next((child for child in self.front.children() if child.name() == NAME), None)
         return None
-
-    def _engines(self) -> list[psutil.Process]:
-        """The oldest first."""
-        engines = [child for child in self.front.children() if ENGINE in child.cmdline()]
-        return sorted(engines, key=psutil.Process.create_time)
 
     async def gauges(self) -> dict[str, float]:
         """Every sample of `/metrics` without labels."""
@@ -276,9 +272,10 @@ class Watched:
         return False
 
     def anonymous_bytes(self) -> int:
-        """Memory of front, engine and helpers that is theirs alone and backed by no file. A spare engine may import."""
-        spare = self._engines()[1:]
-        return sum(_anonymous_bytes(x.pid) for x in (self.front, *self.front.children()) if x not in spare)
+        """Memory of front, engine and helpers that is theirs alone and backed by no file. A fork server may import."""
+        children = self.front.children()
+        counted = (child for child in children if FORK_SERVER not in child.cmdline() or child.name() == NAME)
+        return sum(_anonymous_bytes(process.pid) for process in (self.front, *counted))
 
     def processor_seconds(self) -> dict[str, float]:
         """What each process has computed so far; `client` is this one."""

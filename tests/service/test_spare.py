@@ -1,4 +1,4 @@
-"""The process after the present one: it takes over, it is replaced, and nothing depends on it."""
+"""The fork server: engines come from it, without it they are started, and nothing else depends on it."""
 
 import asyncio
 import os
@@ -10,76 +10,92 @@ import pytest
 from polyserve.config import EngineConfig
 from polyserve.errors import ModelLoadError
 from polyserve.sampling_params import SamplingParams
+from polyserve.service import spare
 from polyserve.service.async_llm import AsyncLLM
-from polyserve.service.engine_process import EngineProcess
+from polyserve.service.engine_process import COMMAND
+from polyserve.service.fork_server import FORK_SERVER
+from polyserve.service.spare import Spare
 from support.fake_service import answer, fake_llm, run, text_of
 
 
-async def spare_of(llm: AsyncLLM, *, but: int = 0) -> int:
-    """The process id of the one at hand, once there is one other than `but`."""
+async def server_of(llm: AsyncLLM, *, but: int = 0) -> int:
+    """The process id of the fork server, once there is one other than `but`."""
     while True:
-        process = llm._engine._spare._process
-        if process is not None and process.pid != but:
-            return process.pid
+        server = llm._engine._spare._server
+        if server is not None and server.pid != but:
+            return server.pid
         await asyncio.sleep(0.005)
 
 
-async def killed(llm: AsyncLLM) -> int:
-    """Kill the engine; returns the process id of the next one, which answers."""
+async def killed(llm: AsyncLLM, number: signal.Signals = signal.SIGKILL) -> psutil.Process:
+    """Kill the engine; returns the next one, which answers."""
     before = llm.num_restarts
-    os.kill(llm._engine.pid, signal.SIGKILL)
+    os.kill(llm._engine.pid, number)
     while llm.num_restarts == before or not llm.progressing:
         await asyncio.sleep(0.005)
     assert text_of(await answer(llm, f"after {before}", list(b"abc"), SamplingParams(max_tokens=5))) == "abcab"
-    return llm._engine.pid
+    return psutil.Process(llm._engine.pid)
 
 
-def test_it_becomes_the_engine_and_another_one_takes_its_place() -> None:
-    async def test() -> None:
-        async with fake_llm(spare=True, step_timeout_s=0.5) as llm:
-            last = 0
-            for _ in range(3):
-                spare = await spare_of(llm, but=last)
-                await asyncio.sleep(1.0)  # it may be silent for longer than an engine
-                assert await killed(llm) == spare
-                last = spare
-            pids = llm._engine.pid, await spare_of(llm, but=last)
-        assert not any(map(psutil.pid_exists, pids))
-
-    run(test())
+def is_fork(engine: psutil.Process) -> bool:
+    return FORK_SERVER in engine.cmdline()
 
 
-def test_without_it_a_restart_takes_longer_and_that_is_all() -> None:
+def test_one_server_forks_every_engine_and_none_outlives_the_front() -> None:
     async def test() -> None:
         async with fake_llm(spare=True) as llm:
-            spare = await spare_of(llm)
-            os.kill(spare, signal.SIGKILL)
-            while llm._engine._spare._process.alive:  # type: ignore[union-attr]
-                await asyncio.sleep(0.005)
-            assert await killed(llm) != spare
+            server = await server_of(llm)
+            for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGKILL):
+                engine = await killed(llm, number)
+                assert is_fork(engine)
+                assert engine.ppid() == os.getpid()
+                assert await server_of(llm) == server
+        assert not psutil.pid_exists(server)
+        assert not engine.is_running()
 
     run(test())
 
 
-def test_none_is_made_unless_it_is_wanted() -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_without_a_server_that_answers_an_engine_is_started(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spare, "FORK_TIMEOUT_S", 0.5)
+
+    async def test() -> None:
+        async with fake_llm(spare=True) as llm:
+            server = await server_of(llm)
+            os.kill(server, number)
+            assert not is_fork(await killed(llm))
+            assert await server_of(llm, but=server)
+        assert not psutil.pid_exists(server)
+
+    run(test())
+
+
+def test_there_is_none_unless_it_is_wanted() -> None:
     async def test() -> None:
         async with fake_llm() as llm:
             before = psutil.Process().children()
-            await killed(llm)
+            assert not is_fork(await killed(llm))
             assert len(psutil.Process().children()) == len(before)
 
     run(test())
 
 
-def test_it_has_imported_torch_before_it_is_told_what_to_load() -> None:
+def test_a_fork_has_imported_torch_and_says_what_goes_wrong_and_how_it_ends() -> None:
     async def test() -> None:
-        spare = await EngineProcess.start(spare=True)
-        process = psutil.Process(spare.pid)
-        while not any("libtorch" in mapped.path for mapped in process.memory_maps()):
-            await asyncio.sleep(0.05)
-        spare.load(EngineConfig(model="there/is/none"))
+        source = Spare(COMMAND, wanted=True)
+        await source.prepare()
+        engine = await source.take()
+        assert any("libtorch" in mapped.path for mapped in psutil.Process(engine.pid).memory_maps())
+        engine.load(EngineConfig(model="there/is/none"))
         with pytest.raises(ModelLoadError, match="there/is/none"):
-            await spare.ready()
-        await spare.close()
+            await engine.ready()
+        assert "exit code 2" in (await engine.died()).message
+        await engine.close()
+        engine = await source.take()
+        os.kill(engine.pid, signal.SIGSEGV)
+        assert "killed by SIGSEGV" in (await engine.died()).message
+        await engine.close()
+        await source.close()
 
     run(test())

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+from polyserve.service.core_process import NAME
+
 STOP_TIMEOUT_S = 20
 
 
@@ -21,9 +23,9 @@ class Served:
 
 
 def engine_of(front: int) -> psutil.Process:
-    """The engine process of a front; a spare one is younger, and chat templates are rendered in another child."""
-    engines = (child for child in psutil.Process(front).children() if "core_process" in " ".join(child.cmdline()))
-    return min(engines, key=psutil.Process.create_time)
+    """The engine process of a front, which has other children, too."""
+    (engine,) = (child for child in psutil.Process(front).children() if child.name() == NAME)
+    return engine
 
 
 @contextmanager
