@@ -3,8 +3,8 @@
     ports taken -> engine told to load -> what answers is imported -> engine loaded -> server.py -> engine ends
 Ports are taken before the model is loaded, so that one in use is noticed at once; early HTTP clients wait.
 The engine process comes before the imports: its own, of torch, take longer than all that this process does meanwhile.
-gRPC comes after it: its threads and forking do not go together. An engine that is started again runs another program at
-once, so that gRPC's own care for forks is not needed, and would be in the way.
+gRPC comes after it: its threads and forking do not go together. What this process forks runs another program at once,
+engines are forked elsewhere, so that gRPC's own care for forks is not needed, and would be in the way.
 """
 
 import asyncio

@@ -372,7 +372,12 @@ class AsyncLLM:
 
     async def _watch(self) -> None:
         """Keep an engine, and notice when there is none any more."""
-        self._die(await self._engine.supervise())
+        try:
+            death = await self._engine.supervise()
+        except Exception as error:
+            log.exception("the engine cannot be supervised any more")
+            death = EngineDead(f"the engine cannot be started again: {error}")
+        self._die(death)
 
     def _die(self, death: EngineDead) -> None:
         """End every request. The first reason stays."""

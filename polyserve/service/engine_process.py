@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -48,12 +48,10 @@ READABLE = int(zmq.POLLIN)  # as an enumeration's flag it would cost more than t
 STACKS_TIMEOUT_S = 2.0  # how long a stuck engine may take to write its stacks before it is killed
 
 
-async def start_process(
-    command: Sequence[str], *, stdin: int, environment: Mapping[str, str] = ENVIRONMENT
-) -> asyncio.subprocess.Process:
+async def start_process(command: Sequence[str], *, stdin: int) -> asyncio.subprocess.Process:
     """Start a process out of the terminal's reach. Ctrl-C is for the front, standard output for the front's user."""
     return await asyncio.create_subprocess_exec(
-        *command, stdin=stdin, stdout=2, env={**environment, **os.environ}, start_new_session=True
+        *command, stdin=stdin, stdout=2, env=ENVIRONMENT | os.environ, start_new_session=True
     )
 
 

@@ -5,7 +5,7 @@ Importing torch takes most of a restart of a small model. A fork shares that mem
 front to server   FORK and, beside it, the standard input of the engine that is wanted
 server to front   the engine's process id. It is forked twice, so that it becomes the front's own child, which has asked
                   the kernel for orphans (`prctl`, PR_SET_CHILD_SUBREAPER)
-The server has one thread while it forks, and ends when the front does.
+The server ends when the front does. While it forks it has no thread but numpy's library's, which sees to forks itself.
 """
 
 import gc
@@ -13,30 +13,25 @@ import importlib
 import os
 import socket
 import threading
-
-from polyserve import openmp
+from contextlib import suppress
 
 FORK_SERVER = "--fork-server"  # of a process that is to be one
 FORK = b"f"
 PID_BYTES = 8
-NICENESS = 10  # while it imports: a tenth of a core that others are busy on
+NICENESS = 10  # while it imports: others go first, unless the kernel weighs sessions (autogroup)
 NEEDED = ("polyserve.engine.engine", "polyserve.tokenizer.load")
-# numpy's library has other threads from its import on, which a fork has not
-ENVIRONMENT = openmp.ENVIRONMENT | {"OPENBLAS_NUM_THREADS": "1"}
 
 
 def fork_on_demand() -> None:
     """Serve the front at standard input until it ends. Returns in forks alone, whose standard input is their own."""
-    importing = threading.Thread(target=_import)
+    os.closerange(3, 256)  # uvloop leaves copies of standard input and error
+    front, (pids, own_pid) = socket.socket(fileno=os.dup(0)), os.pipe()
+    importing = threading.Thread(target=_import, daemon=True)
     importing.start()
-    importing.join()
-    gc.freeze()  # a collection writes to what it walks
-    front = socket.socket(fileno=os.dup(0))
-    pids, own_pid = os.pipe()
     while True:
-        demand, fds, *_ = socket.recv_fds(front, len(FORK), 1)
-        if not demand:
-            os._exit(0)
+        lifeline = _demand(front)
+        importing.join()
+        gc.freeze()  # a collection writes to what it walks
         between = os.fork()
         if not between:
             engine = os.fork()
@@ -44,15 +39,25 @@ def fork_on_demand() -> None:
                 break
             os.write(own_pid, engine.to_bytes(PID_BYTES))
             os._exit(0)
-        os.close(fds[0])
+        os.close(lifeline)
         _, status = os.waitpid(between, 0)
         if status:
             os._exit(1)
-        front.send(os.read(pids, PID_BYTES))
+        with suppress(OSError):
+            front.send(os.read(pids, PID_BYTES))
     os.setsid()  # out of the terminal's reach
-    os.dup2(fds[0], 0)
-    for fd in (front.detach(), pids, own_pid, fds[0]):
+    os.dup2(lifeline, 0)
+    for fd in (front.detach(), pids, own_pid, lifeline):
         os.close(fd)
+
+
+def _demand(front: socket.socket) -> int:
+    """Wait for one, and return the standard input that came with it. The front's end is that of this process."""
+    with suppress(OSError):
+        demand, fds, *_ = socket.recv_fds(front, len(FORK), 1)
+        if demand:
+            return fds[0]
+    os._exit(0)
 
 
 def _import() -> None:

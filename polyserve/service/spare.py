@@ -21,6 +21,7 @@ log = get_logger(__name__)
 
 FORK_TIMEOUT_S = 20.0  # with what it has still to import
 PR_SET_CHILD_SUBREAPER = 36
+UNKNOWN = 255  # exit code of a child that somebody else has waited for, as asyncio has it
 
 
 class Spare:
@@ -34,18 +35,19 @@ class Spare:
         self._socket: socket.socket | None = None
 
     async def prepare(self) -> None:
-        """Have one, from now on."""
+        """Have one, from now on, if there can be one."""
         if not self._wanted or self._socket is not None:
             return
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:
-            ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+            _adopt_forks()
             command = *self._command, fork_server.FORK_SERVER
-            self._server = await start_process(command, stdin=theirs.fileno(), environment=fork_server.ENVIRONMENT)
+            self._server = await start_process(command, stdin=theirs.fileno())
             self._socket = ours
-        except OSError as error:
-            log.warning("there is no process to fork engines from: %s", error.strerror)
+        except (OSError, AttributeError) as error:
+            self._wanted = False
+            log.warning("engines that end are replaced by new processes, not by forks: %s", error)
         finally:
             theirs.close()
             if self._socket is not ours:
@@ -53,13 +55,8 @@ class Spare:
 
     async def take(self) -> EngineProcess:
         """A process that waits to be told what to load; the caller's from now on."""
-        if self._socket is not None:
-            try:
-                return EngineProcess(await asyncio.wait_for(self._fork(self._socket), FORK_TIMEOUT_S))
-            except (OSError, TimeoutError) as error:
-                log.warning("no engine could be forked (%s); one is started", str(error) or "it took too long")
-                await self.close()
-        return await EngineProcess.start(self._command)
+        fork = None if self._socket is None else await self._fork(self._socket)
+        return await EngineProcess.start(self._command) if fork is None else EngineProcess(fork)
 
     async def close(self) -> None:
         """End the server."""
@@ -72,20 +69,32 @@ class Spare:
             server.kill()  # it may be stuck
         await server.wait()
 
-    @staticmethod
-    async def _fork(server: socket.socket) -> "ForkedProcess":
+    async def _fork(self, server: socket.socket) -> "ForkedProcess | None":
+        """None, and no server any more, if it has ended or does not answer."""
         lifeline, ours = os.pipe()
+        fork = None
         try:
             socket.send_fds(server, [fork_server.FORK], [lifeline])
-            pid = await asyncio.get_running_loop().sock_recv(server, fork_server.PID_BYTES)
+            async with asyncio.timeout(FORK_TIMEOUT_S):
+                pid = await asyncio.get_running_loop().sock_recv(server, fork_server.PID_BYTES)
             if not pid:
                 raise ConnectionResetError("it has ended")
-            return ForkedProcess(int.from_bytes(pid), ours)
-        except BaseException:
-            os.close(ours)
-            raise
+            fork = ForkedProcess(int.from_bytes(pid), ours)
+        except (OSError, TimeoutError) as error:
+            log.warning("no engine could be forked (%s); one is started", str(error) or "it took too long")
+            await self.close()
         finally:
             os.close(lifeline)
+            if fork is None:
+                os.close(ours)
+        return fork
+
+
+def _adopt_forks() -> None:
+    """Be the parent of every orphan. Raises OSError or AttributeError where that, or watching them, is not possible."""
+    os.close(os.pidfd_open(os.getpid()))  # not every build of Python has it
+    if ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError("the kernel gives them to somebody else")
 
 
 class ForkedProcess:
@@ -103,7 +112,10 @@ class ForkedProcess:
     def _end(self) -> None:
         self._loop.remove_reader(self._fd)
         os.close(self._fd)
-        self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        try:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        except ChildProcessError:
+            self.returncode = UNKNOWN
         self._ended.set()
 
     async def wait(self) -> int:

@@ -141,7 +141,7 @@ class Supervisor:
                 continue  # `_down` sees the same death
 
     async def close(self) -> None:
-        """End the engine process, and the next one."""
+        """End the engine process, and what others would be forked from."""
         await asyncio.gather(self._engine.close(), self._spare.close())
 
     # ---- watching ----

@@ -224,7 +224,10 @@ def test_the_ready_line_comes_with_a_command_that_works(server: LiveServer) -> N
 
 def test_sigterm_ends_the_server_with_0_and_all_its_processes_too(running: Served) -> None:
     children = psutil.Process(running.process.pid).children()
-    assert len(children) in (3, 4)  # the engine, a spare one, what renders chat templates, and, once asked, grammars
+    assert len(children) in (
+        3,
+        4,
+    )  # the engine, the fork server, what renders chat templates, and, once asked, grammars
     running.process.send_signal(signal.SIGTERM)
     assert running.process.wait(10) == 0
     assert not any(child.is_running() for child in children)

@@ -196,7 +196,7 @@ def traffic(
         {"temperature": 1.0, "logprobs": 2},
         {"temperature": 0.8, "top_p": 0.9, "n": 3},
         {"temperature": 1.2, "top_k": 40, "frequency_penalty": 0.5, "presence_penalty": 0.3},
-        {"temperature": 0, "repetition_penalty": 1.2, "logprobs": 1, "min_tokens": 10},
+        {"temperature": 0, "repetition_penalty": 1.2, "logprobs": 1, "min_tokens": min(10, max_tokens[0])},
         {"temperature": 1.0, "stop": ["e", "的"], "n": 2},
     ]
     if grammars:

@@ -71,6 +71,27 @@ def test_without_a_server_that_answers_an_engine_is_started(number: int, monkeyp
     run(test())
 
 
+def test_an_engine_that_cannot_be_started_ends_the_server_with_the_reason() -> None:
+    async def test() -> None:
+        async with fake_llm() as llm:
+            llm._engine._spare._command = ("/there/is/none",)
+            os.kill(llm._engine.pid, signal.SIGKILL)
+            assert "/there/is/none" in (await llm.wait_dead()).message
+
+    run(test())
+
+
+def test_without_a_way_to_watch_forks_there_is_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "pidfd_open")
+
+    async def test() -> None:
+        async with fake_llm(spare=True) as llm:
+            assert not is_fork(await killed(llm))
+            assert llm._engine._spare._server is None
+
+    run(test())
+
+
 def test_there_is_none_unless_it_is_wanted() -> None:
     async def test() -> None:
         async with fake_llm() as llm:

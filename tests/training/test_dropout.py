@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from training.test_trainer import LINES
 
 from polyserve.errors import TrainingError
 from polyserve_kernels import dispatch
@@ -13,6 +12,7 @@ from polyserve_training.dropout import Dropout
 from polyserve_training.model import make_trainable, recompute_layers
 from polyserve_training.recipe import read_recipe
 from polyserve_training.trainer import Trainer, token_losses
+from support.packed_lines import LINES
 from support.tiny_decoder import tiny_decoder
 from support.training_runs import write_recipe
 

@@ -1,27 +1,16 @@
 """A step's gradient is that of the mean over all its tokens, however they are divided, and loses nothing in bf16."""
 
-import numpy as np
 import pytest
 import torch
 
 from polyserve_training.config import Recipe
-from polyserve_training.data.packing import IGNORED, Packed, pack
+from polyserve_training.data.packing import Packed, pack
 from polyserve_training.model import make_trainable
 from polyserve_training.recipe import read_recipe
 from polyserve_training.trainer import Trainer, token_losses
+from support.packed_lines import LINES
 from support.tiny_decoder import tiny_config, tiny_decoder
 from support.training_runs import write_recipe
-
-
-def line(length: int, valid: int, seed: int) -> Packed:
-    """One sequence, of which the last `valid` tokens are learned from."""
-    ids = np.random.default_rng(seed).integers(3, 300, length + 1)
-    targets = ids[1:].copy()
-    targets[: length - valid] = IGNORED
-    return Packed(ids[:-1], np.arange(length), np.array([0, length], dtype=np.int32), targets)
-
-
-LINES = [line(30, 30, 0), line(40, 3, 1), line(5, 1, 2), line(25, 0, 3)]
 
 
 @pytest.fixture
