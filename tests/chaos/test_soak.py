@@ -24,6 +24,7 @@ def test_nothing_grows_and_nothing_slows_down(smollm2_file: Path) -> None:
             watched = Watched(server)
             bodies = traffic(96, max_tokens=(8, 24))
             golden = await answers(watched.client, bodies)
+            assert all(answer.complete for answer in golden)
             began = time.monotonic()
             await answers(watched.client, bodies)
             interval_s = (time.monotonic() - began) / len(bodies) / SHARE
@@ -45,7 +46,6 @@ def test_nothing_grows_and_nothing_slows_down(smollm2_file: Path) -> None:
                     memory.append((elapsed, watched.anonymous_bytes()))
                 await asyncio.sleep(0.01)
             await asyncio.gather(*asked)
-            assert all(answer.complete for answer in golden)
             cut = [answer for _, _, answer in done if not answer.complete]
             assert not cut, f"{len(cut)} of {len(done)} had no whole answer, one with {cut[0].status}: {cut[0].error}"
             assert all(answer.bits == golden[index].bits for _, index, answer in done)

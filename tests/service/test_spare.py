@@ -15,7 +15,7 @@ from polyserve.service.async_llm import AsyncLLM
 from polyserve.service.engine_process import COMMAND
 from polyserve.service.fork_server import FORK_SERVER
 from polyserve.service.spare import Spare
-from support.fake_service import answer, fake_llm, run, text_of
+from support.fake_service import answer, fake_llm, restarted, run, text_of
 
 
 async def server_of(llm: AsyncLLM, *, but: int = 0) -> int:
@@ -31,8 +31,7 @@ async def killed(llm: AsyncLLM, number: signal.Signals = signal.SIGKILL) -> psut
     """Kill the engine; returns the next one, which answers."""
     before = llm.num_restarts
     os.kill(llm._engine.pid, number)
-    while llm.num_restarts == before or not llm.progressing:
-        await asyncio.sleep(0.005)
+    await restarted(llm, before + 1)
     assert text_of(await answer(llm, f"after {before}", list(b"abc"), SamplingParams(max_tokens=5))) == "abcab"
     return psutil.Process(llm._engine.pid)
 

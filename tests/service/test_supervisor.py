@@ -13,16 +13,11 @@ from polyserve.sampling_params import SamplingParams
 from polyserve.service import supervisor
 from polyserve.service.async_llm import AsyncLLM
 from support.fake_engine import ENDLESS, POISON
-from support.fake_service import LONG, answer, fake_llm, run, text_of
+from support.fake_service import LONG, answer, fake_llm, restarted, run, text_of
 
 
 def engine_pid(llm: AsyncLLM) -> int:
     return llm._engine.pid
-
-
-async def restarted(llm: AsyncLLM, num_restarts: int) -> None:
-    while llm.num_restarts < num_restarts or not llm.progressing:
-        await asyncio.sleep(0.005)
 
 
 def expected(prompt: bytes, choice: int, num_tokens: int) -> str:

@@ -34,6 +34,12 @@ async def fake_llm(*, step_timeout_s: float = 60.0, spare: bool = False) -> Asyn
         await llm.close()
 
 
+async def restarted(llm: AsyncLLM, num_restarts: int) -> None:
+    """Wait until the engine was started again so many times, and is there."""
+    while llm.num_restarts < num_restarts or not llm.progressing:
+        await asyncio.sleep(0.005)
+
+
 async def answer(llm: AsyncLLM, request_id: str, prompt: Sequence[int], params: SamplingParams) -> list[ChoiceDelta]:
     return [delta async for delta in llm.generate(request_id, prompt, params)]
 
