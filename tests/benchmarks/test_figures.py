@@ -85,7 +85,7 @@ def test_the_table_has_a_row_an_engine():
 def test_the_caption_says_what_the_machine_allows():
     caption = markdown(DOCUMENT).splitlines()[0]
     assert caption.startswith("**smollm2, Q4_1**: 128 tokens in, 64 out, greedy, 2 threads, medians of 3 rounds.")
-    assert caption.endswith("A processor: memory read at 31.2 GB/s, bf16 products at 0.46 TFLOP/s; a step reads 97 MB.")
+    assert caption.endswith("A processor: memory read at 31.2 GB/s, products at 0.46 TFLOP/s; a step reads 97 MB.")
 
 
 def test_only_what_lies_between_the_marks_is_replaced(tmp_path, monkeypatch):
