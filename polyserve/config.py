@@ -129,7 +129,7 @@ class ServerConfig:
     max_logprobs: int = option(20, "most alternatives a request may ask for at each token")
     grammar_timeout_ms: int = option(GRAMMAR_TIMEOUT_MS, "processor time that compiling a request's grammar may take")
     step_timeout: float = option(60.0, "seconds after which an engine that is silent is stuck, and is started again")
-    spare_engine: bool = option(
+    fork_server: bool = option(
         True, "Linux: fork engines from a process that has all but the model: restarts are 2 s shorter, for 150 MB"
     )
     request_timeout: float = option(600.0, "seconds that a request may take; clients can ask for less, not for more")

@@ -80,7 +80,7 @@ async def _run(
         from polyserve.api.tracing import Tracing
 
         tracing = Tracing(server.otlp_traces_endpoint, model_name=model_names[0])
-    starting = Supervisor.start(engine, step_timeout_s=server.step_timeout, spare=server.spare_engine)
+    starting = Supervisor.start(engine, step_timeout_s=server.step_timeout, fork_server=server.fork_server)
     started = await unless(stop.asked, starting)
     if started is None:
         return EXIT_STOPPED

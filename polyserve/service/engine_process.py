@@ -56,7 +56,7 @@ async def start_process(command: Sequence[str], *, stdin: int) -> asyncio.subpro
 
 
 class Process(Protocol):
-    """What is asked of a process: `asyncio.subprocess.Process`, and what spare.py makes of a fork."""
+    """What is asked of a process: `asyncio.subprocess.Process`, and what engine_forks.py makes of a fork."""
 
     @property
     def pid(self) -> int: ...

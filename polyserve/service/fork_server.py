@@ -14,11 +14,12 @@ import os
 import socket
 import threading
 from contextlib import suppress
+from pathlib import Path
 
 FORK_SERVER = "--fork-server"  # of a process that is to be one
 FORK = b"f"
 PID_BYTES = 8
-NICENESS = 10  # while it imports: others go first, unless the kernel weighs sessions (autogroup)
+NICENESS = 19  # while it imports: requests go first
 NEEDED = ("polyserve.engine.engine", "polyserve.tokenizer.load")
 
 
@@ -63,5 +64,7 @@ def _demand(front: socket.socket) -> int:
 def _import() -> None:
     """In a thread of its own, which Linux lets give way to others alone: niceness is for good."""
     os.nice(NICENESS)
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(NICENESS))  # where sessions are weighed; a fork begins its own
     for name in NEEDED:
         importlib.import_module(name)

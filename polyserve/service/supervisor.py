@@ -17,10 +17,10 @@ from polyserve.errors import EngineDead, ModelLoadError
 from polyserve.log import get_logger
 from polyserve.model.weights.resolve import resolve
 from polyserve.request import SequenceOutput
+from polyserve.service.engine_forks import EngineForks
 from polyserve.service.engine_process import COMMAND, EngineProcess
 from polyserve.service.journal import Entry, Journal
 from polyserve.service.messages import Abort, Add, Outputs, Ready, SetLogLevel
-from polyserve.service.spare import Spare
 from polyserve.service.suspects import judge, release
 
 log = get_logger(__name__)
@@ -43,11 +43,11 @@ class Supervisor:
         command: Sequence[str],
         *,
         step_timeout_s: float,
-        spare: bool = False,
+        fork_server: bool = False,
     ) -> None:
         self._engine = engine
         self.config = config
-        self._spare = Spare(command, wanted=spare)
+        self._forks = EngineForks(command, wanted=fork_server)
         self._step_timeout_s = step_timeout_s
         self._patience = 1  # times the timeout
         self._longest_silence_s = 0.0  # of this process
@@ -70,12 +70,12 @@ class Supervisor:
         command: Sequence[str] = COMMAND,
         *,
         step_timeout_s: float = STEP_TIMEOUT_S,
-        spare: bool = False,
+        fork_server: bool = False,
     ) -> tuple["Supervisor", Path]:
         """An engine process that has begun to load a model, and where the model is. Raises ModelLoadError.
 
         command: what is run as the engine process.  step_timeout_s: an engine that is silent for longer is stuck.
-        spare: whether another process is kept at hand.
+        fork_server: whether later ones are forked from a process that has imported everything.
         """
         engine = await EngineProcess.start(command)
         try:
@@ -85,7 +85,7 @@ class Supervisor:
         except BaseException:
             await engine.close()
             raise
-        return cls(engine, config, command, step_timeout_s=step_timeout_s, spare=spare), path
+        return cls(engine, config, command, step_timeout_s=step_timeout_s, fork_server=fork_server), path
 
     @property
     def pid(self) -> int:
@@ -126,7 +126,7 @@ class Supervisor:
     async def supervise(self) -> EngineDead:
         """Start the engine again whenever it ends, until that is hopeless. Returns why."""
         while True:
-            await self._spare.prepare()
+            await self._forks.prepare()
             death = await self._down()
             self._running = False
             log.error("%s with %d requests in it", death.message, len(self._journal))
@@ -142,7 +142,7 @@ class Supervisor:
 
     async def close(self) -> None:
         """End the engine process, and what others would be forked from."""
-        await asyncio.gather(self._engine.close(), self._spare.close())
+        await asyncio.gather(self._engine.close(), self._forks.close())
 
     # ---- watching ----
 
@@ -215,7 +215,7 @@ class Supervisor:
     async def _restart(self) -> None:
         """Start another process, and send it what is live. Raises ModelLoadError, or EngineDead if it ends as well."""
         await self._engine.close()
-        self._engine = await self._spare.take()
+        self._engine = await self._forks.take()
         self._engine.listen(self._take)
         self._engine.load(self.config)
         self._began, self._longest_silence_s = time.monotonic(), 0.0

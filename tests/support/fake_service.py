@@ -21,11 +21,11 @@ def run(test: Coroutine[object, object, None]) -> None:
 
 
 @asynccontextmanager
-async def fake_llm(*, step_timeout_s: float = 60.0, spare: bool = False) -> AsyncIterator[AsyncLLM]:
+async def fake_llm(*, step_timeout_s: float = 60.0, fork_server: bool = False) -> AsyncIterator[AsyncLLM]:
     config = EngineConfig(model="fake")
     process = await EngineProcess.start(COMMAND)
     process.load(config)
-    engine = Supervisor(process, config, COMMAND, step_timeout_s=step_timeout_s, spare=spare)
+    engine = Supervisor(process, config, COMMAND, step_timeout_s=step_timeout_s, fork_server=fork_server)
     ready = await engine.ready()
     llm = AsyncLLM(engine, byte_tokenizer(chat_template=TEMPLATE), ready, max_logprobs=5)
     try:

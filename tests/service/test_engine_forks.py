@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from pathlib import Path
 
 import psutil
 import pytest
@@ -10,18 +11,18 @@ import pytest
 from polyserve.config import EngineConfig
 from polyserve.errors import ModelLoadError
 from polyserve.sampling_params import SamplingParams
-from polyserve.service import spare
+from polyserve.service import engine_forks
 from polyserve.service.async_llm import AsyncLLM
+from polyserve.service.engine_forks import EngineForks
 from polyserve.service.engine_process import COMMAND
 from polyserve.service.fork_server import FORK_SERVER
-from polyserve.service.spare import Spare
 from support.fake_service import answer, fake_llm, restarted, run, text_of
 
 
 async def server_of(llm: AsyncLLM, *, but: int = 0) -> int:
     """The process id of the fork server, once there is one other than `but`."""
     while True:
-        server = llm._engine._spare._server
+        server = llm._engine._forks._server
         if server is not None and server.pid != but:
             return server.pid
         await asyncio.sleep(0.005)
@@ -42,7 +43,7 @@ def is_fork(engine: psutil.Process) -> bool:
 
 def test_one_server_forks_every_engine_and_none_outlives_the_front() -> None:
     async def test() -> None:
-        async with fake_llm(spare=True) as llm:
+        async with fake_llm(fork_server=True) as llm:
             server = await server_of(llm)
             for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGKILL):
                 engine = await killed(llm, number)
@@ -55,12 +56,25 @@ def test_one_server_forks_every_engine_and_none_outlives_the_front() -> None:
     run(test())
 
 
+def test_what_imports_gives_way_and_forks_do_not() -> None:
+    async def test() -> None:
+        async with fake_llm(fork_server=True) as llm:
+            server = await server_of(llm)
+            engine = await killed(llm)
+            assert engine.nice() == psutil.Process(server).nice() == os.nice(0)
+            sessions = [Path(f"/proc/{pid}/autogroup") for pid in (server, engine.pid)]
+            if sessions[0].exists():
+                assert [path.read_text().split()[-1] for path in sessions] == ["19", "0"]
+
+    run(test())
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_without_a_server_that_answers_an_engine_is_started(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spare, "FORK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(engine_forks, "FORK_TIMEOUT_S", 0.5)
 
     async def test() -> None:
-        async with fake_llm(spare=True) as llm:
+        async with fake_llm(fork_server=True) as llm:
             server = await server_of(llm)
             os.kill(server, number)
             assert not is_fork(await killed(llm))
@@ -73,7 +87,7 @@ def test_without_a_server_that_answers_an_engine_is_started(number: int, monkeyp
 def test_an_engine_that_cannot_be_started_ends_the_server_with_the_reason() -> None:
     async def test() -> None:
         async with fake_llm() as llm:
-            llm._engine._spare._command = ("/there/is/none",)
+            llm._engine._forks._command = ("/there/is/none",)
             os.kill(llm._engine.pid, signal.SIGKILL)
             assert "/there/is/none" in (await llm.wait_dead()).message
 
@@ -84,9 +98,9 @@ def test_without_a_way_to_watch_forks_there_is_no_server(monkeypatch: pytest.Mon
     monkeypatch.delattr(os, "pidfd_open")
 
     async def test() -> None:
-        async with fake_llm(spare=True) as llm:
+        async with fake_llm(fork_server=True) as llm:
             assert not is_fork(await killed(llm))
-            assert llm._engine._spare._server is None
+            assert llm._engine._forks._server is None
 
     run(test())
 
@@ -103,7 +117,7 @@ def test_there_is_none_unless_it_is_wanted() -> None:
 
 def test_a_fork_has_imported_torch_and_says_what_goes_wrong_and_how_it_ends() -> None:
     async def test() -> None:
-        source = Spare(COMMAND, wanted=True)
+        source = EngineForks(COMMAND, wanted=True)
         await source.prepare()
         engine = await source.take()
         assert any("libtorch" in mapped.path for mapped in psutil.Process(engine.pid).memory_maps())

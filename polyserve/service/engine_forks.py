@@ -24,7 +24,7 @@ PR_SET_CHILD_SUBREAPER = 36
 UNKNOWN = 255  # exit code of a child that somebody else has waited for, as asyncio has it
 
 
-class Spare:
+class EngineForks:
     """At most one fork server, if one is wanted."""
 
     def __init__(self, command: Sequence[str], *, wanted: bool) -> None:
