@@ -37,6 +37,21 @@ def test_the_same_pages_are_held_out_in_every_language_and_none_is_learned_from(
     assert len(english.train) + len(english.held_out) == 40
 
 
+def test_a_block_that_stands_on_many_pages_is_learned_from_once_and_not_judged_by(tmp_path):
+    pages = help_pages(write_pages(tmp_path, "Title", "word " * 50), max_bytes=None)
+    shortcuts = ["par_3" in blocks for blocks in pages.train.values()]
+    assert shortcuts == [True] + [False] * (len(shortcuts) - 1)
+    assert not any("par_3" in blocks for blocks in pages.held_out.values())
+    assert all({"hd_1", "par_1"} <= set(blocks) for blocks in [*pages.train.values(), *pages.held_out.values()])
+
+
+def test_a_page_with_little_that_is_new_is_left_out(tmp_path):
+    for number in range(40):
+        (tmp_path / f"{number}.html").write_text(PAGE.format(title=number, text="word " * 50), encoding="utf-8")
+    pages = help_pages(tmp_path, max_bytes=None)
+    assert (len(pages.train), len(pages.held_out)) == (1, 0)
+
+
 def test_text_is_taken_until_there_is_enough(tmp_path):
     pages = help_pages(write_pages(tmp_path, "Title", "word " * 50), max_bytes=1000)
     size = sum(len(text.encode()) for blocks in pages.train.values() for text in blocks.values())

@@ -55,10 +55,26 @@ def test_the_end_of_a_document_at_the_end_of_a_row_has_nothing_to_learn(stream):
 
 
 @pytest.mark.parametrize("context", [1, 3, 5, 8, 16, 100])
-def test_rows_teach_every_token_once_but_for_the_first_of_each_document(stream, context):
-    rows = [read_row(stream, row, context) for row in range(TextRows(stream, context).num_rows)]
+@pytest.mark.parametrize("epoch", [0, 1, 2, 9])
+def test_rows_teach_every_token_once_but_for_the_first_of_each_document(stream, context, epoch):
+    source = TextRows(stream, context)
+    rows = [source.row(number, epoch) for number in range(source.num_rows)]
+    assert [len(row.token_ids) for row in rows[:-1]] == [context] * (len(rows) - 1)
+    assert len(rows[-1].token_ids) <= context
     learned = [int(token) for row in rows for token in row.targets if token != IGNORED]
-    assert learned == [token for document in DOCUMENTS for token in document[1:]]
+    assert sorted(learned) == sorted(token for document in DOCUMENTS for token in document[1:])
+
+
+def test_every_epoch_cuts_its_rows_at_other_places(stream):
+    firsts = [TextRows(stream, 8).row(0, epoch).token_ids[0] for epoch in range(8)]
+    assert sorted(firsts) == [END, END, 10, 11, 12, 20, 30, 31]  # each of the first eight tokens
+
+
+def test_at_its_end_a_stream_goes_on_at_its_beginning(stream):
+    row = TextRows(stream, 8).row(1, 1)
+    assert row.token_ids.tolist() == [END, 40, 41, 10, 11, 12, END, 20]
+    assert row.positions.tolist() == [0, 0, 1, 0, 1, 2, 3, 0]
+    assert row.targets.tolist() == [IGNORED, 41, END, 11, 12, END, IGNORED, END]
 
 
 def test_rows_lie_side_by_side_in_a_pack(stream):

@@ -56,7 +56,7 @@ class Curriculum:
     def batch(self, step: int) -> list[Packed]:
         """This process's part of it, as lines of `micro_rows` rows that are computed one after another."""
         samples = self.samples(step)[self._rank :: self._size]
-        rows = [self._streams[sample.stream].row(sample.row) for sample in samples]
+        rows = [self._streams[sample.stream].row(sample.row, sample.epoch) for sample in samples]
         return [pack(rows[first : first + self._micro_rows]) for first in range(0, len(rows), self._micro_rows)]
 
     def stage_of(self, step: int) -> str:

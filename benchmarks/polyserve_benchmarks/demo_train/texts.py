@@ -2,8 +2,9 @@
 
 page       a line of text for each of its blocks: headings, paragraphs, cells. Help pages have the same paths and their
            blocks the same ids in every language, which makes them parallel
+once       a block of help that stands on several pages word for word is learned from once
 held out   help pages whose path hashes so, the same in all languages, so that no page is learned from in one language
-           and judged in another; of declarations, some articles
+           and judged in another, without the blocks that are learned from elsewhere; of declarations, some articles
 """
 
 from collections.abc import Iterator
@@ -28,20 +29,27 @@ class Split:
 
 def help_pages(folder: Path, *, max_bytes: int | None) -> Split:
     """Pages of a language, in an order that scatters subjects, until there is so much to learn from."""
-    split, size = Split(), 0
+    split, size, learned = Split(), 0, set[str]()
     paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*.html")]
     for path in sorted(paths, key=_number):
         blocks = blocks_of(folder / path)
-        if sum(map(len, blocks.values())) < MIN_CHARS:
-            continue
         if _number(path) % HELD_OUT_PART == 0:
             split.held_out[path] = blocks
             continue
+        blocks = _without(learned, blocks)
         size += sum(len(text.encode()) for text in blocks.values())
         if max_bytes is not None and size > max_bytes:
             break
         split.train[path] = blocks
-    return split
+        learned.update(blocks.values())
+    held_out = {path: _without(learned, blocks) for path, blocks in split.held_out.items()}
+    return Split(*({path: blocks for path, blocks in part.items() if blocks} for part in (split.train, held_out)))
+
+
+def _without(learned: set[str], blocks: dict[str, str]) -> dict[str, str]:
+    """What is new on a page; nothing if that is too little."""
+    new = {name: text for name, text in blocks.items() if text not in learned}
+    return new if sum(map(len, new.values())) >= MIN_CHARS else {}
 
 
 def declaration(page: Path) -> Split:

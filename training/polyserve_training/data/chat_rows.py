@@ -74,7 +74,7 @@ class ChatRows:
         """The tokens that end answers."""
         return {sample.answer_ids[-1] for row in self.rows for sample in row}
 
-    def row(self, number: int) -> Packed:
+    def row(self, number: int, epoch: int = 0) -> Packed:  # noqa: ARG002  (conversations are never cut)
         return pack([sample.packed() for sample in self.rows[number]])
 
 

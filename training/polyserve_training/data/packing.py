@@ -3,6 +3,8 @@
 row        `context` tokens of a stream and the one that follows. Documents that begin in it, and the piece that the
            row's own beginning cuts off, are sequences of their own: nothing is attended to across them, and positions
            start anew in each. So a row depends on its own tokens alone, and there is no buffer to restore
+epoch      rows of each are cut at other places, so that text that is read again has other contexts and positions; at
+           its end a stream goes on at its beginning
 targets    the next token. After a document's end there is none to learn: IGNORED
 T tokens   S sequences
 """
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from polyserve_training.data.shards import Ids, Stream
 
 IGNORED = -100
+_SHIFT = 0.618  # of a row, between an epoch's beginning and the next one's: the golden ratio spreads many evenly
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class Packed:
     positions: Ids  # [T]
     cu_seqlens: NDArray[np.int32]  # [S + 1]
     targets: Ids  # [T]
-    lengths: tuple[int, ...] = ()  # of the rows that are packed in it, in tokens; none: it is one row
+    lengths: tuple[int, ...] = ()  # of what is packed in it, in tokens; none: it is one row
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -51,7 +54,7 @@ class RowSource(Protocol):
     @property
     def tokens_per_byte(self) -> float: ...  # of the text that is learned, which makes losses comparable
 
-    def row(self, number: int) -> Packed: ...
+    def row(self, number: int, epoch: int = 0) -> Packed: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +77,19 @@ class TextRows:
     def tokens_per_byte(self) -> float:
         return self.num_tokens / self.stream.entry.num_bytes
 
-    def row(self, number: int) -> Packed:
-        start = number * self.context
-        tokens, begins = self.stream.read(start, min(start + self.context + 1, self.num_tokens))
-        length = len(tokens) - 1
+    def row(self, number: int, epoch: int = 0) -> Packed:
+        size = self.num_tokens - 1
+        stride = round(self.context * _SHIFT) | 1  # odd: all places come of a power of two
+        shift = epoch * stride % min(self.context, size)
+        start = shift + number * self.context
+        end = min(start + self.context, shift + size)
+        pieces = (start, min(end, size)), (max(start - size, 0), end - size)
+        return pack([self._piece(first, last) for first, last in pieces if first < last])
+
+    def _piece(self, start: int, end: int) -> Packed:
+        """What is learned after the tokens from start to end."""
+        tokens, begins = self.stream.read(start, end + 1)
+        length = end - start
         targets = tokens[1:].copy()
         targets[begins[begins <= length] - 1] = IGNORED
         bounds = np.concatenate(([0], begins[begins < length], [length]))
@@ -89,7 +101,7 @@ def pack(parts: Sequence[Packed]) -> Packed:
     """Several rows side by side."""
     firsts = accumulate((len(part.token_ids) for part in parts), initial=0)
     bounds = [part.cu_seqlens[:-1] + first for part, first in zip(parts, firsts, strict=False)]
-    lengths = tuple(length for part in parts for length in part.rows)
+    lengths = tuple(len(part.token_ids) for part in parts)
     return Packed(
         np.concatenate([part.token_ids for part in parts]),
         np.concatenate([part.positions for part in parts]),
