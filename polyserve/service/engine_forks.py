@@ -19,7 +19,7 @@ from polyserve.service.engine_process import EngineProcess, start_process
 
 log = get_logger(__name__)
 
-FORK_TIMEOUT_S = 20.0  # with what it has still to import
+FORK_TIMEOUT_S = 5.0
 PR_SET_CHILD_SUBREAPER = 36
 UNKNOWN = 255  # exit code of a child that somebody else has waited for, as asyncio has it
 
@@ -70,16 +70,17 @@ class EngineForks:
         await server.wait()
 
     async def _fork(self, server: socket.socket) -> "ForkedProcess | None":
-        """None, and no server any more, if it has ended or does not answer."""
+        """None if it is not ready; and no server any more if it has ended or does not answer."""
         lifeline, ours = os.pipe()
         fork = None
         try:
             socket.send_fds(server, [fork_server.FORK], [lifeline])
             async with asyncio.timeout(FORK_TIMEOUT_S):
-                pid = await asyncio.get_running_loop().sock_recv(server, fork_server.PID_BYTES)
-            if not pid:
+                answer = await asyncio.get_running_loop().sock_recv(server, fork_server.PID_BYTES)
+            if not answer:
                 raise ConnectionResetError("it has ended")
-            fork = ForkedProcess(int.from_bytes(pid), ours)
+            if pid := int.from_bytes(answer):
+                fork = ForkedProcess(pid, ours)
         except (OSError, TimeoutError) as error:
             log.warning("no engine could be forked (%s); one is started", str(error) or "it took too long")
             await self.close()

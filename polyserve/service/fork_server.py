@@ -3,8 +3,9 @@
 Importing torch takes most of a restart of a small model. A fork shares that memory until it writes to it.
 
 front to server   FORK and, beside it, the standard input of the engine that is wanted
-server to front   the engine's process id. It is forked twice, so that it becomes the front's own child, which has asked
-                  the kernel for orphans (`prctl`, PR_SET_CHILD_SUBREAPER)
+server to front   the engine's process id; 0 while there is still something to import, which takes longer than a new
+                  process where others are busy. It is forked twice, so that it becomes the front's own child, which has
+                  asked the kernel for orphans (`prctl`, PR_SET_CHILD_SUBREAPER)
 The server ends when the front does. While it forks it has no thread but numpy's library's, which sees to forks itself.
 """
 
@@ -19,7 +20,7 @@ from pathlib import Path
 FORK_SERVER = "--fork-server"  # of a process that is to be one
 FORK = b"f"
 PID_BYTES = 8
-NICENESS = 19  # while it imports: requests go first
+NICENESS = 10  # while it imports: requests go first
 NEEDED = ("polyserve.engine.engine", "polyserve.tokenizer.load")
 
 
@@ -31,7 +32,10 @@ def fork_on_demand() -> None:
     importing.start()
     while True:
         lifeline = _demand(front)
-        importing.join()
+        if importing.is_alive():
+            os.close(lifeline)
+            front.send(bytes(PID_BYTES))
+            continue
         gc.freeze()  # a collection writes to what it walks
         between = os.fork()
         if not between:
@@ -64,7 +68,13 @@ def _demand(front: socket.socket) -> int:
 def _import() -> None:
     """In a thread of its own, which Linux lets give way to others alone: niceness is for good."""
     os.nice(NICENESS)
-    with suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(NICENESS))  # where sessions are weighed; a fork begins its own
+    _weigh_session(NICENESS)
     for name in NEEDED:
         importlib.import_module(name)
+    _weigh_session(0)
+
+
+def _weigh_session(niceness: int) -> None:
+    """Where the kernel weighs sessions (autogroup), a thread's niceness counts only within one."""
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(niceness))

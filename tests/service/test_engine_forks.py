@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -15,7 +16,7 @@ from polyserve.service import engine_forks
 from polyserve.service.async_llm import AsyncLLM
 from polyserve.service.engine_forks import EngineForks
 from polyserve.service.engine_process import COMMAND
-from polyserve.service.fork_server import FORK_SERVER
+from polyserve.service.fork_server import FORK_SERVER, NICENESS
 from support.fake_service import answer, fake_llm, restarted, run, text_of
 
 
@@ -41,10 +42,24 @@ def is_fork(engine: psutil.Process) -> bool:
     return FORK_SERVER in engine.cmdline()
 
 
+async def forked(llm: AsyncLLM) -> psutil.Process:
+    """Kill engines until one is a fork, which is when the server has imported everything."""
+    with suppress(OSError):  # it need not give way to other tests
+        Path(f"/proc/{await server_of(llm)}/autogroup").write_text("0")
+    while not is_fork(engine := await killed(llm)):
+        pass
+    return engine
+
+
+def niceness_of_session(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/autogroup").read_text().split()[-1])
+
+
 def test_one_server_forks_every_engine_and_none_outlives_the_front() -> None:
     async def test() -> None:
         async with fake_llm(fork_server=True) as llm:
             server = await server_of(llm)
+            await forked(llm)
             for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGKILL):
                 engine = await killed(llm, number)
                 assert is_fork(engine)
@@ -56,15 +71,32 @@ def test_one_server_forks_every_engine_and_none_outlives_the_front() -> None:
     run(test())
 
 
+def test_before_everything_is_imported_an_engine_is_started() -> None:
+    async def test() -> None:
+        async with fake_llm(fork_server=True) as llm:
+            server = await server_of(llm)
+            os.kill(server, signal.SIGSTOP)
+            death = asyncio.create_task(killed(llm))
+            await asyncio.sleep(0.1)
+            os.kill(server, signal.SIGCONT)
+            assert not is_fork(await death)
+            assert await server_of(llm) == server
+            await forked(llm)
+
+    run(test())
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel weighs no sessions")
 def test_what_imports_gives_way_and_forks_do_not() -> None:
     async def test() -> None:
         async with fake_llm(fork_server=True) as llm:
             server = await server_of(llm)
-            engine = await killed(llm)
+            while niceness_of_session(server) != NICENESS:
+                await asyncio.sleep(0.005)
+            while not is_fork(engine := await killed(llm)):
+                pass
             assert engine.nice() == psutil.Process(server).nice() == os.nice(0)
-            sessions = [Path(f"/proc/{pid}/autogroup") for pid in (server, engine.pid)]
-            if sessions[0].exists():
-                assert [path.read_text().split()[-1] for path in sessions] == ["19", "0"]
+            assert niceness_of_session(server) == niceness_of_session(engine.pid) == 0
 
     run(test())
 
@@ -119,7 +151,8 @@ def test_a_fork_has_imported_torch_and_says_what_goes_wrong_and_how_it_ends() ->
     async def test() -> None:
         source = EngineForks(COMMAND, wanted=True)
         await source.prepare()
-        engine = await source.take()
+        while not is_fork(psutil.Process((engine := await source.take()).pid)):
+            await engine.close()
         assert any("libtorch" in mapped.path for mapped in psutil.Process(engine.pid).memory_maps())
         engine.load(EngineConfig(model="there/is/none"))
         with pytest.raises(ModelLoadError, match="there/is/none"):
