@@ -69,9 +69,11 @@ def _import() -> None:
     """In a thread of its own, which Linux lets give way to others alone: niceness is for good."""
     os.nice(NICENESS)
     _weigh_session(NICENESS)
-    for name in NEEDED:
-        importlib.import_module(name)
-    _weigh_session(0)
+    try:
+        for name in NEEDED:
+            importlib.import_module(name)
+    finally:
+        _weigh_session(0)
 
 
 def _weigh_session(niceness: int) -> None:
