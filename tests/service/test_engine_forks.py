@@ -42,10 +42,13 @@ def is_fork(engine: psutil.Process) -> bool:
     return FORK_SERVER in engine.cmdline()
 
 
-async def forked(llm: AsyncLLM) -> psutil.Process:
-    """Kill engines until one is a fork, which is when the server has imported everything."""
-    with suppress(OSError):  # it need not give way to other tests
-        Path(f"/proc/{await server_of(llm)}/autogroup").write_text("0")
+async def forked(llm: AsyncLLM, *, hurry: bool = True) -> psutil.Process:
+    """Kill engines until one is a fork, which is when the server has imported everything.
+
+    hurry: it need not give way to other tests."""
+    if hurry:
+        with suppress(OSError):
+            Path(f"/proc/{await server_of(llm)}/autogroup").write_text("0")
     while not is_fork(engine := await killed(llm)):
         pass
     return engine
@@ -93,8 +96,7 @@ def test_what_imports_gives_way_and_forks_do_not() -> None:
             server = await server_of(llm)
             while niceness_of_session(server) != NICENESS:
                 await asyncio.sleep(0.005)
-            while not is_fork(engine := await killed(llm)):
-                pass
+            engine = await forked(llm, hurry=False)
             assert engine.nice() == psutil.Process(server).nice() == os.nice(0)
             assert niceness_of_session(server) == niceness_of_session(engine.pid) == 0
 

@@ -37,13 +37,15 @@ def help_pages(folder: Path, *, max_bytes: int | None) -> Split:
             split.held_out[path] = blocks
             continue
         blocks = _without(learned, blocks)
+        if not blocks:
+            continue
         size += sum(len(text.encode()) for text in blocks.values())
         if max_bytes is not None and size > max_bytes:
             break
         split.train[path] = blocks
         learned.update(blocks.values())
-    held_out = {path: _without(learned, blocks) for path, blocks in split.held_out.items()}
-    return Split(*({path: blocks for path, blocks in part.items() if blocks} for part in (split.train, held_out)))
+    held_out = {path: new for path, blocks in split.held_out.items() if (new := _without(learned, blocks))}
+    return Split(split.train, held_out)
 
 
 def _without(learned: set[str], blocks: dict[str, str]) -> dict[str, str]:
